@@ -1,0 +1,35 @@
+# `make demo` and `make test` are all that a fresh machine needs (python3 and make).
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-slow lint format clean
+
+# Installing takes a minute or two and about 6 GB; it is done again when pyproject.toml changes.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,onnxruntime]'
+	touch .venv/installed
+
+demo: .venv/installed
+	$(BIN)/sparse-transfer run quickstart
+
+# One thread per test process; two processes at once.
+test: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-slow: .venv/installed
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m slow
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build dist *.egg-info

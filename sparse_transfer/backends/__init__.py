@@ -1,0 +1,1 @@
+"""Ways to execute a model for a latency measurement; one file per backend."""

@@ -1,0 +1,302 @@
+"""The models of an experiment: what a YAML file may say, with every default in one place.
+
+Nothing here imports torch. A field that defines a number is part of a run's identity (`plan.py`);
+fields at their default are left out of it, so adding a field keeps old results valid. A default
+never changes without raising the version of what it belongs to.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class Frozen(BaseModel):
+    """Base of all configuration: immutable, unknown fields refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class ModelSpec(Frozen):
+    """An upstream model: a timm architecture and where its weights come from.
+
+    `name` is a timm name with or without tag (`resnet50.a1_in1k`), `hf-hub:org/name`, or
+    `local-dir:PATH`. `weights` is `pretrained` (the tag's own), `random` (initialised from the
+    upstream seed) or the path of a `.safetensors` / `.pth` state dict.
+    """
+
+    name: str
+    label: str = ""
+    weights: str = "pretrained"
+    kwargs: dict[str, JsonValue] = {}
+    pretrained_cfg: dict[str, JsonValue] = {}
+
+    @property
+    def title(self) -> str:
+        """The short name shown in tables."""
+        return self.label or self.name
+
+
+class Preprocess(Frozen):
+    """How an image becomes a tensor, the same for train (before augmentation) and test.
+
+    With `crop: center` the shorter side is resized to `resize` pixels and the central
+    `image_size` square is taken (default of `resize`: image_size * 256 / 224); with `crop: none`
+    the whole image is resized to the square.
+    """
+
+    image_size: int = Field(default=224, ge=8, le=1024)
+    crop: Literal["center", "none"] = "center"
+    resize: int | None = Field(default=None, ge=8, le=2048)
+    interpolation: Literal["model", "bilinear", "bicubic"] = "model"
+    normalise: Literal["model", "imagenet", "dataset"] = "model"
+
+    @property
+    def shorter_side(self) -> int:
+        """Pixels of the shorter side before the central crop."""
+        return self.resize or round(self.image_size * 256 / 224)
+
+
+class TaskRef(Frozen):
+    """A task card, and how much of it to use.
+
+    `train_images` takes a frozen stratified subset of the training part; `validation` holds out a
+    frozen stratified share of what is left for choosing hyper-parameters.
+    """
+
+    name: str
+    train_images: int | None = Field(default=None, ge=1)
+    validation: Fraction = 0.0
+
+
+class Optimizer(Frozen):
+    """The optimizer and its hyper-parameters, `lr` being the peak learning rate."""
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: float = Field(default=0.1, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    nesterov: bool = True
+    weight_decay: float = Field(default=5e-4, ge=0)
+    decay_norm_and_bias: bool = False
+
+
+class LrSchedule(Frozen):
+    """The learning rate over training; `step` multiplies by `gamma` at the start of each epoch
+    listed in `milestones` (epochs counted from 0)."""
+
+    name: Literal["constant", "cosine", "step"] = "cosine"
+    warmup_steps: int = Field(default=0, ge=0)
+    milestones: tuple[int, ...] = ()
+    gamma: float = Field(default=0.1, gt=0, le=1)
+
+
+class Training(Frozen):
+    """What every gradient-descent training shares, upstream or downstream."""
+
+    epochs: int | None = Field(default=None, ge=0)
+    steps: int | None = Field(default=None, ge=0)
+    batch_size: int = Field(default=128, ge=2)
+    optimizer: Optimizer = Optimizer()
+    schedule: LrSchedule = LrSchedule()
+    label_smoothing: Fraction = 0.0
+    clip_norm: float | None = Field(default=None, gt=0)
+    accumulation: int = Field(default=1, ge=1, description="batches per optimizer step")
+    ema: float | None = Field(default=None, gt=0, lt=1, description="decay of averaged weights")
+    precision: Literal["fp32", "bf16"] = "fp32"
+    augment: Literal["none", "flip", "crop_flip", "random_resized_crop"] = "none"
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Training:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give exactly one of `epochs` and `steps`")
+        return self
+
+
+class Recipe(Training):
+    """How an upstream model is trained while it is pruned; shared by all compared methods.
+
+    `keep_dense` names what no method may prune: `first_conv`, `head`, `depthwise`, or a regular
+    expression over parameter names.
+    """
+
+    kind: Literal["prune"] = "prune"
+    name: str = "custom"
+    version: int = 1
+    source: str = ""
+    deviations: str = ""
+    keep_dense: tuple[str, ...] = ("first_conv", "head", "depthwise")
+
+
+class LinearProfile(Frozen):
+    """Linear probing on frozen features: an SGD head and a logistic regression, both always."""
+
+    kind: Literal["linear"] = "linear"
+    name: str = "custom"
+    version: int = 1
+    source: str = ""
+    deviations: str = ""
+    epochs: int = Field(default=150, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    lr: float = Field(default=0.01, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0)
+    milestones: tuple[int, ...] = (51, 101)
+    gamma: float = Field(default=0.1, gt=0, le=1)
+    lbfgs_c: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+    lbfgs_validation: float = Field(default=0.2, gt=0, lt=1)  # share of train that chooses C
+    normalise: Literal["model", "imagenet", "dataset"] | None = None
+    interpolation: Literal["model", "bilinear", "bicubic"] | None = None
+
+
+class FullProfile(Training):
+    """Full fine-tuning with the mask held fixed and a new dense head.
+
+    `lr_grid`, if given, is searched once on the dense model of the same upstream seed 0 with the
+    validation part, and the choice is shared by all methods. `card_lr` takes the learning rate
+    from the task card where the card states one (the paper's 0.01 for Aircraft and Cars).
+    """
+
+    kind: Literal["full"] = "full"
+    name: str = "custom"
+    version: int = 1
+    source: str = ""
+    deviations: str = ""
+    lr_grid: tuple[float, ...] = ()
+    card_lr: bool = False
+    validation: Fraction = 0.0
+    bn: Literal["train", "frozen", "recalibrated"] = "train"
+    normalise: Literal["model", "imagenet", "dataset"] | None = None
+    interpolation: Literal["model", "bilinear", "bicubic"] | None = None
+
+    @model_validator(mode="after")
+    def _grid_needs_validation(self) -> FullProfile:
+        if self.lr_grid and not self.validation:
+            raise ValueError("`lr_grid` needs a `validation` share to choose on")
+        return self
+
+
+class MethodSpec(Frozen):
+    """A pruning method with its options; `label` tells two variants of one method apart.
+
+    `model` replaces the arm's upstream model for this row: a smaller dense net to compare with.
+    """
+
+    name: str
+    label: str = ""
+    options: dict[str, JsonValue] = {}
+    model: ModelSpec | None = None
+
+    @property
+    def title(self) -> str:
+        """The name shown in tables."""
+        return self.label or self.name
+
+
+class RecalibrateBn(Frozen):
+    """Recompute batch-norm statistics on this many upstream training images after pruning."""
+
+    images: int = Field(default=1000, ge=2)
+
+
+class Upstream(Frozen):
+    """The models to prune and the images to prune and score them on.
+
+    Without a task nothing is trained or scored upstream: checkpoints are taken as they are.
+    """
+
+    models: tuple[ModelSpec, ...] = Field(min_length=1)
+    task: TaskRef | None = None
+    preprocess: Preprocess = Preprocess()
+
+
+class Prune(Frozen):
+    """Methods × sparsities × seeds, and the same-recipe dense model once per seed."""
+
+    dense: bool = True
+    methods: tuple[MethodSpec, ...] = Field(min_length=1)
+    sparsities: tuple[Fraction, ...] = ()
+    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
+    recalibrate_bn: RecalibrateBn | None = None
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return _strings_to(value, "name")
+
+
+class Transfer(Frozen):
+    """Tasks × modes × seeds. `linear` and `full` are profiles (a recipe's name or inline)."""
+
+    tasks: tuple[TaskRef, ...] = Field(min_length=1)
+    modes: tuple[Literal["linear", "full"], ...] = ("linear", "full")
+    linear: LinearProfile = LinearProfile()
+    full: FullProfile | None = None
+    preprocess: Preprocess = Preprocess()
+    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return _strings_to(value, "name")
+
+    @model_validator(mode="after")
+    def _full_has_profile(self) -> Transfer:
+        if "full" in self.modes and self.full is None:
+            raise ValueError("mode `full` needs a profile: `full: short` or `full: paper-full`")
+        return self
+
+
+class Bench(Frozen):
+    """Latency measurements of every pruned model and its dense parent."""
+
+    backends: tuple[str, ...] = ("dense",)
+    batch_size: int = Field(default=16, ge=1)
+    repeats: int = Field(default=30, ge=3, description="timed calls per model, interleaved")
+
+
+class Arm(Frozen):
+    """One block of an experiment: everything in it is compared, nothing across blocks is."""
+
+    name: str = "main"
+    upstream: Upstream
+    recipe: Recipe
+    prune: Prune
+    transfer: Transfer | None = None
+    bench: Bench | None = None
+
+    @model_validator(mode="after")
+    def _training_needs_images(self) -> Arm:
+        if self.upstream.task is None and (self.recipe.steps or self.recipe.epochs):
+            raise ValueError("the recipe trains, so `upstream.task` must name a task")
+        if self.upstream.task is None and self.prune.recalibrate_bn:
+            raise ValueError("`recalibrate_bn` needs images: name a task in `upstream.task`")
+        pruning = [method.name for method in self.prune.methods if method.name != "dense"]
+        if pruning and not self.prune.sparsities:
+            raise ValueError(f"`prune.sparsities` is empty, but {pruning[0]} needs one")
+        return self
+
+
+class Experiment(Frozen):
+    """A named list of arms; `notes` are printed at the top of the report."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    title: str = ""
+    notes: str = ""
+    arms: tuple[Arm, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _arm_names_differ(self) -> Experiment:
+        names = [arm.name for arm in self.arms]
+        if len(set(names)) != len(names):
+            raise ValueError(f"arm names must differ, found {names}")
+        return self
+
+
+def _strings_to(value: Any, field: str) -> Any:
+    if isinstance(value, list | tuple):
+        return [{field: item} if isinstance(item, str) else item for item in value]
+    return value

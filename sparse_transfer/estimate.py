@@ -1,0 +1,103 @@
+"""A rough forecast of time and disk: the work of every run times the speed of this machine."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+
+from sparse_transfer import config, cost, data, loop, models, plan
+from sparse_transfer.errors import UserError
+
+_BACKWARD = 3.0  # a training step costs about three forward passes
+_CALIBRATION_BATCH = 32
+_CALIBRATION_SECONDS = 1.0
+_PROBES_SECONDS = 2.0  # heads of a linear run, whatever the model
+
+
+def estimate(
+    made: plan.Plan, data_root: Path | None, cache: Path
+) -> tuple[dict[str, float], dict[str, int]]:
+    """Seconds and bytes by run id. Forecasts, good to a factor of about two.
+
+    Every model is timed for about a second in a forward pass on this machine; a training step is
+    taken for three of them. Decoding images and starting up are not in it.
+    """
+    seconds: dict[str, float] = {}
+    size: dict[str, int] = {}
+    speeds: dict[tuple[config.ModelSpec, int], _Speed] = {}
+    sizes: dict[config.TaskRef, tuple[int, int, int]] = {}
+    for run in made.runs:
+        spec, root = run.spec, run.parents.get("checkpoint", run)
+        assert isinstance(root.spec, plan.PruneSpec)
+        pixels = spec.image_size if isinstance(spec, plan.BenchSpec) else spec.preprocess.image_size
+        key = (root.spec.model, pixels)
+        if key not in speeds:
+            speeds[key] = _Speed(*key)
+        speed = speeds[key]
+        if isinstance(spec, plan.BenchSpec):
+            calls = 2 * (spec.bench.repeats + 4) * len(spec.bench.backends)
+            seconds[run.id] = calls * spec.bench.batch_size * speed.seconds
+            size[run.id] = 4_000
+            continue
+        if spec.task is not None and spec.task not in sizes:
+            task = data.open_task(spec.task, data_root=data_root, cache=cache)
+            sizes[spec.task] = len(task.train), len(task.test), len(task.classes)
+        train, test, classes = sizes[spec.task] if spec.task else (0, 0, 0)
+        seconds[run.id] = _seconds(spec, train, test, speed.seconds, run.stage)
+        predictions = test * (60 + 2 * min(classes, 128))
+        size[run.id] = 20_000 + predictions + (speed.bytes if run.stage == "prune" else 0)
+    return seconds, size
+
+
+def _seconds(
+    spec: plan.PruneSpec | plan.LinearSpec | plan.FullSpec,
+    train: int,
+    test: int,
+    forward: float,
+    stage: str,
+) -> float:
+    if isinstance(spec, plan.LinearSpec):
+        return (train + test) * forward + _PROBES_SECONDS
+    training = spec.recipe if isinstance(spec, plan.PruneSpec) else spec.profile
+    steps = loop.total_steps(train, training) if train else 0
+    once = (
+        steps
+        * training.accumulation
+        * min(training.batch_size, max(train, 1))
+        * forward
+        * _BACKWARD
+    )
+    if stage == "tune":
+        assert isinstance(spec, plan.FullSpec)
+        return once * len(spec.profile.lr_grid)
+    return once + test * forward
+
+
+class _Speed:
+    """Seconds per image of a forward pass here, and bytes of the weights."""
+
+    def __init__(self, spec: config.ModelSpec, image_size: int) -> None:
+        try:
+            # Time needs no real weights: a random model of the same shape will do.
+            shape = (
+                spec
+                if spec.name.startswith("local-dir:")
+                else spec.model_copy(update={"weights": "random"})
+            )
+            model = models.build(
+                shape, num_classes=None, image_size=image_size, seed=0
+            ).model.eval()
+        except UserError:
+            self.seconds, self.bytes = 0.0, 0
+            return
+        self.bytes = cost.sizes(model).dense
+        images = torch.zeros(_CALIBRATION_BATCH, 3, image_size, image_size)
+        with torch.inference_mode():
+            model(images)
+            started, calls = time.perf_counter(), 0
+            while calls < 1 or time.perf_counter() - started < _CALIBRATION_SECONDS:
+                model(images)
+                calls += 1
+        self.seconds = (time.perf_counter() - started) / (calls * _CALIBRATION_BATCH)

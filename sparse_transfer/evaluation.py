@@ -1,0 +1,62 @@
+"""Score a model on a test part: predictions to a file, metrics of them to a row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparse_transfer import plugins
+from sparse_transfer.predictions import Predictions
+
+
+def measure(predictions: Predictions, classes: int) -> dict[str, dict[str, Any]]:
+    """Every metric's value with the version that computed it."""
+    measured = {}
+    for name in plugins.names("metric"):
+        metric = plugins.load("metric", name)
+        measured[name] = {"value": metric.compute(predictions, classes), "version": metric.version}
+    return measured
+
+
+def outdated(metrics: dict[str, dict[str, Any]]) -> bool:
+    """Whether a stored row lacks a metric or holds one of another version."""
+    return any(
+        metrics.get(name, {}).get("version") != plugins.load("metric", name).version
+        for name in plugins.names("metric")
+    )
+
+
+def row(
+    out: Path,
+    name: str,
+    *,
+    ids: np.ndarray,
+    labels: np.ndarray,
+    logits: np.ndarray,
+    classes: int,
+    write: bool,
+    **identity: Any,
+) -> dict[str, Any]:
+    """Store the predictions of one evaluation and describe it for `result.json`.
+
+    Args:
+        out: the run's folder.
+        name: of the predictions file.
+        ids: (n,) example ids; labels: (n,) classes; logits: (n, classes).
+        classes: number of classes of the task.
+        write: whether this process stores the file (the main process does).
+        identity: mode, task, transfer_seed and whatever else tells rows apart.
+    """
+    predictions = Predictions.from_logits(ids, labels, logits)
+    relative = f"predictions/{name}.parquet"
+    if write:
+        predictions.save(out / relative)
+    return {
+        **identity,
+        "classes": classes,
+        "n_test": len(predictions),
+        "metrics": measure(predictions, classes),
+        "predictions": relative,
+    }

@@ -1,0 +1,1 @@
+"""Readers of what others made: published result files."""

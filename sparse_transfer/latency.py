@@ -1,0 +1,158 @@
+"""How latency is measured: agreement first, then interleaved rounds, medians and paired ratios.
+
+Every round calls everything once, in an order that rotates from round to round, so that a slow
+moment of the machine (frequency, other users) falls on all alike, and nothing is always first. The
+speedup is the median over rounds of reference time / own time in the *same* round; its interval is
+made of order statistics of those ratios, which assumes nothing about their distribution. Rounds
+within one process do not see what differs between processes or machines.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparse_transfer.errors import UserError
+
+TOLERANCE = 1e-4  # relative error of float32 outputs that still counts as the same function
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model made ready to be timed: call it with (n, 3, h, w) images, get (n, classes).
+
+    Attributes:
+        note: what the backend did or could not do, in words for the report.
+    """
+
+    run: Callable[[Tensor], Tensor]
+    note: str = ""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.run(images)
+
+
+@dataclass(frozen=True)
+class Latency:
+    """The timed calls of one callable.
+
+    Attributes:
+        seconds: (repeats,) float64, one call each, in order of rounds.
+        median, p10, p90, p99: of `seconds`; p99 is an interpolation below 100 repeats.
+        speedup: median over rounds of reference seconds / own seconds.
+        low, high: 95 % interval of that median; None below 6 rounds, where none exists.
+        relative_error: largest deviation from the expected output, over its largest entry.
+    """
+
+    seconds: np.ndarray
+    median: float
+    p10: float
+    p90: float
+    p99: float
+    speedup: float
+    low: float | None
+    high: float | None
+    relative_error: float
+
+
+def measure(
+    callables: Mapping[str, Callable[[Tensor], Tensor]],
+    example: Tensor,
+    *,
+    reference: str,
+    repeats: int = 30,
+    warmup: int = 3,
+    expected: Mapping[str, Tensor] | None = None,
+) -> dict[str, Latency]:
+    """Time callables against each other on one input.
+
+    Args:
+        callables: what to time, by the name that is reported.
+        example: (n, 3, h, w) float, the input of every call.
+        reference: the callable whose time is the numerator of every speedup.
+        repeats: timed rounds.
+        warmup: untimed rounds before them.
+        expected: the right output of each callable, (n, classes); the reference's output where a
+            name is left out. Give it where different weights are timed against each other.
+
+    Raises:
+        UserError: an output differs from what is expected by more than `TOLERANCE`.
+    """
+    if reference not in callables:
+        raise ValueError(f"reference '{reference}' is not among {list(callables)}")
+    own = callables[reference](example)
+    targets = {name: (expected or {}).get(name, own) for name in callables}
+    errors = {name: agreement(name, run(example), targets[name]) for name, run in callables.items()}
+    names = list(callables)
+    seconds = {name: np.empty(repeats) for name in names}
+    for turn in range(warmup + repeats):
+        shift = turn % len(names)
+        for name in names[shift:] + names[:shift]:
+            elapsed = _time(callables[name], example)
+            if turn >= warmup:
+                seconds[name][turn - warmup] = elapsed
+    return {name: _summary(seconds[name], seconds[reference], errors[name]) for name in names}
+
+
+def agreement(name: str, output: Tensor, expected: Tensor) -> float:
+    """The largest absolute difference over the largest absolute expected value.
+
+    Raises:
+        UserError: it is above `TOLERANCE`, not a number, or the shapes differ.
+    """
+    output, expected = output.detach().cpu().double(), expected.detach().cpu().double()
+    error = math.inf
+    if output.shape == expected.shape:
+        scale = expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+        error = float((output - expected).abs().max() / scale)
+    if not error <= TOLERANCE:  # NaN is not
+        raise UserError(
+            f"The backend {name} does not compute the model's function.",
+            f"Its output {tuple(output.shape)} differs from the reference "
+            f"{tuple(expected.shape)} by {error:.1e} of its largest value; {TOLERANCE:.0e} is "
+            "allowed.",
+            "Its time would mean nothing: leave it out of `backends`.",
+        )
+    return error
+
+
+def median_interval(
+    values: np.ndarray, confidence: float = CONFIDENCE
+) -> tuple[float, float] | None:
+    """Order statistics that enclose the median with at least the given probability.
+
+    The k-th smallest and k-th largest value, k as large as P(Binomial(n, 1/2) < k) allows on both
+    sides; None where even the extremes do not reach the confidence (n < 6 at 95 %).
+    """
+    n = len(values)
+    tail, k = 0.0, 0
+    while (tail := tail + math.comb(n, k) / 2**n) <= (1 - confidence) / 2:
+        k += 1
+    if k == 0:
+        return None
+    ordered = np.sort(values)
+    return float(ordered[k - 1]), float(ordered[n - k])
+
+
+def _time(run: Callable[[Tensor], Tensor], example: Tensor) -> float:
+    if example.is_cuda:
+        torch.cuda.synchronize(example.device)
+    start = time.perf_counter()
+    run(example)
+    if example.is_cuda:
+        torch.cuda.synchronize(example.device)
+    return time.perf_counter() - start
+
+
+def _summary(seconds: np.ndarray, reference: np.ndarray, error: float) -> Latency:
+    ratios = reference / seconds
+    low, high = median_interval(ratios) or (None, None)
+    p10, median, p90, p99 = (float(q) for q in np.quantile(seconds, [0.1, 0.5, 0.9, 0.99]))
+    return Latency(seconds, median, p10, p90, p99, float(np.median(ratios)), low, high, error)

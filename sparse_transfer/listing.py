@@ -1,0 +1,101 @@
+"""What `ls` and `show` print, read without importing torch."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+
+from sparse_transfer import cards, experiment_file, plugins
+from sparse_transfer.errors import UserError, unknown_name
+
+_PLUGINS = {"pruners": "pruner", "metrics": "metric", "backends": "backend"}
+_MODELS = Path(__file__).with_name("small_models.py")
+
+
+def rows(what: str) -> list[tuple[str, str]]:
+    """(name, one line) of every thing of a kind."""
+    if what in _PLUGINS:
+        kind = _PLUGINS[what]
+        return [(name, plugins.summary(kind, name)) for name in plugins.names(kind)]
+    if what == "tasks":
+        return [(name, cards.card(name).title) for name in cards.names()]
+    if what == "configs":
+        return [
+            (n, _header(experiment_file.config_path(n))) for n in experiment_file.config_names()
+        ]
+    if what == "recipes":
+        return [
+            (n, _header(experiment_file.recipe_path(n))) for n in experiment_file.recipe_names()
+        ]
+    return _small_models() + [
+        ("any timm name", "with or without tag, as in resnet50 or resnet50.a1_in1k"),
+        ("hf-hub:ORG/NAME", "a timm model of the Hugging Face Hub"),
+        ("local-dir:PATH", "a folder in timm's layout, ours included"),
+    ]
+
+
+def details(name: str) -> str:
+    """Everything known of one thing, whatever its kind.
+
+    Raises:
+        UserError: nothing has that name; the nearest names are given.
+    """
+    for kind in _PLUGINS.values():
+        if name in plugins.names(kind):
+            return "\n".join(
+                [f"{kind} {name}", "", plugins.document(kind, name), *_options(kind, name)]
+            )
+    if name in cards.names() or name.endswith(".yaml") and Path(name).is_file():
+        path = cards.card_files()[name] if name in cards.names() else Path(name)
+        return path.read_text(encoding="utf-8").rstrip()
+    for names, path in (
+        (experiment_file.config_names, experiment_file.config_path),
+        (experiment_file.recipe_names, experiment_file.recipe_path),
+    ):
+        if name in names():
+            return path(name).read_text(encoding="utf-8").rstrip()
+    everything = [n for kind in _PLUGINS.values() for n in plugins.names(kind)]
+    everything += [*cards.names(), *experiment_file.config_names(), *experiment_file.recipe_names()]
+    raise unknown_name("pruner, task, metric, backend, config or recipe", name, everything)
+
+
+def config_text(name: str) -> str:
+    """The text of a shipped experiment or recipe, for `cp`."""
+    if name in experiment_file.recipe_names():
+        return experiment_file.recipe_path(name).read_text(encoding="utf-8")
+    return experiment_file.config_path(name).read_text(encoding="utf-8")
+
+
+def _options(kind: str, name: str) -> list[str]:
+    """Options of a pruner as JSON schema facts; imports the plugin, and so torch, for pruners."""
+    if kind != "pruner":
+        return []
+    schema = plugins.load(kind, name).Options.model_json_schema()
+    if not schema.get("properties"):
+        return ["", "It has no options."]
+    lines = ["", "Options"]
+    for field, facts in schema["properties"].items():
+        default = json.dumps(facts.get("default")) if "default" in facts else "required"
+        allowed = f", one of {', '.join(map(str, facts['enum']))}" if "enum" in facts else ""
+        text = facts.get("description", "")
+        lines.append(f"  {field} = {default}{allowed}{'  ' + text if text else ''}")
+    return lines
+
+
+def _small_models() -> list[tuple[str, str]]:
+    tree = ast.parse(_MODELS.read_text(encoding="utf-8"))
+    return [
+        (node.name, (ast.get_docstring(node) or "").partition("\n")[0])
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef)
+        and any(getattr(d, "id", "") == "register_model" for d in node.decorator_list)
+    ]
+
+
+def _header(path: Path) -> str:
+    """The first comment line of a YAML file: its purpose."""
+    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    if not first.startswith("#"):
+        raise UserError(f"{path} does not begin with a comment that says what it is for.")
+    return first.lstrip("# ").rstrip()

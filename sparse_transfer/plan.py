@@ -1,0 +1,378 @@
+"""An experiment becomes runs: a small DAG whose nodes are named by a hash of what defines them.
+
+    prune ─▶ linear        prune (dense) ─▶ tune ─▶ full        prune (dense), prune ─▶ bench
+      └────▶ full
+
+Planning reads the labels of the data (for split hashes) and the bytes of outside weight files, and
+nothing else; it decides no number.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from sparse_transfer import config, plugins, store
+from sparse_transfer.errors import UserError
+
+# Raised when an unchanged configuration no longer gives the numbers it gave before.
+RESULTS_VERSION = 1
+
+Stage = Literal["prune", "tune", "linear", "full", "bench"]
+STAGES: tuple[Stage, ...] = ("prune", "tune", "linear", "full", "bench")
+
+_NOT_IDENTITY = {"label", "kind", "source", "deviations"}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The pruned (or dense) upstream model that a run makes or uses, as the tables name it."""
+
+    model: str
+    method: str
+    sparsity: float
+    seed: int
+
+    def __str__(self) -> str:
+        if self.sparsity == 0:
+            return f"{self.model} {self.method} s{self.seed}"
+        return f"{self.model} {self.method} {self.sparsity:.4g} s{self.seed}"
+
+
+@dataclass(frozen=True)
+class PruneSpec:
+    """Make one upstream checkpoint: train and prune by a method under a recipe, then score it."""
+
+    model: config.ModelSpec
+    task: config.TaskRef | None
+    preprocess: config.Preprocess
+    recipe: config.Recipe
+    method: config.MethodSpec
+    sparsity: float
+    seed: int
+    recalibrate_bn: config.RecalibrateBn | None
+
+
+@dataclass(frozen=True)
+class LinearSpec:
+    """Probe frozen features on one task, all transfer seeds at once."""
+
+    task: config.TaskRef
+    preprocess: config.Preprocess
+    profile: config.LinearProfile
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class FullSpec:
+    """Fine-tune on one task with the mask held fixed; as a `tune` run, search its `lr_grid`."""
+
+    task: config.TaskRef
+    preprocess: config.Preprocess
+    profile: config.FullProfile
+    seed: int
+
+
+@dataclass(frozen=True)
+class BenchSpec:
+    """Measure latency beside the dense parent."""
+
+    bench: config.Bench
+    image_size: int
+
+
+Spec = PruneSpec | LinearSpec | FullSpec | BenchSpec
+
+
+@dataclass(frozen=True)
+class Run:
+    """One node: what to do (`spec`), to which model (`subject`), from which results (`parents`)."""
+
+    stage: Stage
+    subject: Subject
+    spec: Spec
+    identity: dict[str, Any]
+    parents: dict[str, Run] = field(default_factory=dict)
+
+    @cached_property
+    def id(self) -> str:
+        """The first 16 hex digits of the SHA-256 of the identity."""
+        return store.digest(self.identity)[:16]
+
+    @property
+    def title(self) -> str:
+        """What people read in a list of runs."""
+        if isinstance(self.spec, LinearSpec):
+            return f"{self.subject} → {self.spec.task.name}"
+        if isinstance(self.spec, FullSpec):
+            return f"{self.subject} → {self.spec.task.name} t{self.spec.seed}"
+        return str(self.subject)
+
+
+@dataclass(frozen=True)
+class Unavailable:
+    """A task of an arm whose data cannot be opened here."""
+
+    arm: str
+    task: str
+    error: UserError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All runs of an experiment, parents before children, and what cannot be run here."""
+
+    experiment: config.Experiment
+    arms: dict[str, tuple[Run, ...]]
+    unavailable: tuple[Unavailable, ...]
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """Every run once, parents first, stage by stage."""
+        unique = {run.id: run for runs in self.arms.values() for run in runs}
+        return tuple(sorted(unique.values(), key=lambda run: STAGES.index(run.stage)))
+
+
+def make(experiment: config.Experiment, split_hash: Callable[[config.TaskRef], str]) -> Plan:
+    """Expand an experiment into its runs.
+
+    Args:
+        experiment: the validated file.
+        split_hash: the hash of a task's frozen splits; raises UserError where the data is missing.
+
+    Raises:
+        UserError: a pruner or option that does not exist, or an outside file that cannot be read.
+    """
+    unavailable: list[Unavailable] = []
+    arms: dict[str, tuple[Run, ...]] = {}
+    for arm in experiment.arms:
+        hashes: dict[config.TaskRef, str] = {}
+        upstream = [arm.upstream.task] if arm.upstream.task else []
+        for ref in dict.fromkeys([*upstream, *(arm.transfer.tasks if arm.transfer else ())]):
+            try:
+                hashes[ref] = split_hash(ref)
+            except UserError as error:
+                unavailable.append(Unavailable(arm.name, ref.name, error))
+        ready = arm.upstream.task is None or arm.upstream.task in hashes
+        arms[arm.name] = tuple(_arm_runs(arm, hashes)) if ready else ()
+    return Plan(experiment, arms, tuple(unavailable))
+
+
+def options_of(method: config.MethodSpec) -> Any:
+    """The validated options of a method.
+
+    Raises:
+        UserError: no such pruner, or an option that it does not have.
+    """
+    from pydantic import ValidationError
+
+    plugin = plugins.load("pruner", method.name)
+    try:
+        return plugin.Options.model_validate(method.options)
+    except ValidationError as error:
+        problems = "\n".join(
+            f"  {'.'.join(map(str, item['loc'])) or 'options'}: {item['msg']}"
+            for item in error.errors()
+        )
+        known = ", ".join(plugin.Options.model_fields) or "none"
+        raise UserError(
+            f"The options of pruner `{method.name}` are wrong.", problems, f"Its options: {known}."
+        ) from error
+
+
+def _arm_runs(arm: config.Arm, hashes: dict[config.TaskRef, str]) -> Iterator[Run]:
+    for model in arm.upstream.models:
+        dense = {
+            seed: _prune(arm, model, _DENSE, 0.0, seed, hashes)
+            for seed in (arm.prune.seeds if arm.prune.dense else ())
+        }
+        checkpoints = list(dense.values())
+        for method in arm.prune.methods:
+            plain_dense = method.name == "dense" and method.model is None
+            sparsities = (0.0,) if method.name == "dense" else arm.prune.sparsities
+            checkpoints += [
+                _prune(arm, model, method, sparsity, seed, hashes)
+                for sparsity in (() if plain_dense else sparsities)
+                for seed in arm.prune.seeds
+            ]
+        yield from checkpoints
+        if arm.transfer is not None:
+            anchor = checkpoints[0]  # the dense model, unless the arm has none
+            yield from _transfer_runs(arm.transfer, anchor, checkpoints, hashes)
+        if arm.bench is not None:
+            first = arm.prune.seeds[0]
+            size = (arm.transfer.preprocess if arm.transfer else arm.upstream.preprocess).image_size
+            for run in checkpoints:
+                if run.subject.seed == first:
+                    yield _bench(arm.bench, size, run, dense.get(first, run))
+
+
+_DENSE = config.MethodSpec(name="dense")
+
+
+def _prune(
+    arm: config.Arm,
+    model: config.ModelSpec,
+    method: config.MethodSpec,
+    sparsity: float,
+    seed: int,
+    hashes: dict[config.TaskRef, str],
+) -> Run:
+    built = method.model or model
+    # A dense model was not pruned: its batch-norm statistics are its own and stay.
+    recalibrate = None if method.name == "dense" else arm.prune.recalibrate_bn
+    identity = {
+        **_base("prune"),
+        "model": _model(built),
+        "task": _task(arm.upstream.task, hashes) if arm.upstream.task else None,
+        "preprocess": _plain(arm.upstream.preprocess),
+        "recipe": _plain(arm.recipe, {"name"}) | {"version": arm.recipe.version},
+        "method": {
+            "name": method.name,
+            "version": plugins.load("pruner", method.name).version,
+            "options": _plain(options_of(method)),
+        },
+        "sparsity": sparsity,
+        "seed": seed,
+        **({"recalibrate_bn": _plain(recalibrate)} if recalibrate else {}),
+    }
+    spec = PruneSpec(
+        built,
+        arm.upstream.task,
+        arm.upstream.preprocess,
+        arm.recipe,
+        method,
+        sparsity,
+        seed,
+        recalibrate,
+    )
+    return Run("prune", Subject(model.title, method.title, sparsity, seed), spec, identity)
+
+
+def _transfer_runs(
+    transfer: config.Transfer,
+    anchor: Run,
+    checkpoints: list[Run],
+    hashes: dict[config.TaskRef, str],
+) -> Iterator[Run]:
+    """Linear and full runs of every checkpoint; the learning rate is searched on `anchor`."""
+    for task in transfer.tasks:
+        if task not in hashes:
+            continue
+        common = {"task": _task(task, hashes), "preprocess": _plain(transfer.preprocess)}
+        if "linear" in transfer.modes:
+            profile = transfer.linear
+            for run in checkpoints:
+                identity = {
+                    **_base("linear"),
+                    **common,
+                    "checkpoint": run.id,
+                    "profile": _plain(profile, {"name"}) | {"version": profile.version},
+                    "seeds": list(transfer.seeds),
+                }
+                spec = LinearSpec(task, transfer.preprocess, profile, transfer.seeds)
+                yield Run("linear", run.subject, spec, identity, {"checkpoint": run})
+        if "full" in transfer.modes and transfer.full is not None:
+            full = transfer.full
+            described = _plain(full, {"name"}) | {"version": full.version}
+            parents: dict[str, Run] = {}
+            if full.lr_grid:
+                seed = transfer.seeds[0]
+                parents["tune"] = Run(
+                    "tune",
+                    anchor.subject,
+                    FullSpec(task, transfer.preprocess, full, seed),
+                    {
+                        **_base("tune"),
+                        **common,
+                        "checkpoint": anchor.id,
+                        "profile": described,
+                        "seed": seed,
+                    },
+                    {"checkpoint": anchor},
+                )
+                yield parents["tune"]
+            for run in checkpoints:
+                for seed in transfer.seeds:
+                    identity = {
+                        **_base("full"),
+                        **common,
+                        "checkpoint": run.id,
+                        "profile": described,
+                        "seed": seed,
+                        **({"tune": parents["tune"].id} if parents else {}),
+                    }
+                    spec = FullSpec(task, transfer.preprocess, full, seed)
+                    yield Run("full", run.subject, spec, identity, {"checkpoint": run, **parents})
+
+
+def _bench(bench: config.Bench, image_size: int, run: Run, dense: Run) -> Run:
+    identity = {
+        **_base("bench"),
+        "bench": _plain(bench),
+        "image_size": image_size,
+        "checkpoint": run.id,
+        "dense": dense.id,
+    }
+    parents = {"checkpoint": run, "dense": dense}
+    return Run("bench", run.subject, BenchSpec(bench, image_size), identity, parents)
+
+
+def _base(stage: Stage) -> dict[str, Any]:
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    return {
+        "stage": stage,
+        "results_version": RESULTS_VERSION,
+        **({"processes": processes} if processes > 1 else {}),
+    }
+
+
+def _task(ref: config.TaskRef, hashes: dict[config.TaskRef, str]) -> dict[str, Any]:
+    return {"name": ref.name, "split_hash": hashes[ref]}
+
+
+def _model(model: config.ModelSpec) -> dict[str, Any]:
+    """A model by what it is: outside files by their content, never by their path."""
+    outside = outside_digest(model)
+    described = _plain(model)
+    if outside is not None:
+        described["weights_digest"] = outside
+        described.pop("weights", None)
+        if model.name.startswith("local-dir:"):
+            described["name"] = "local-dir"
+    return described
+
+
+def _plain(model: config.Frozen, without: set[str] | None = None) -> dict[str, Any]:
+    """A configuration as JSON with fields at their default left out, names for people dropped."""
+    return model.model_dump(
+        mode="json", exclude_defaults=True, exclude=_NOT_IDENTITY | (without or set())
+    )
+
+
+def outside_digest(model: config.ModelSpec) -> str | None:
+    """SHA-256 over the weight files that a model names, or None where its name says it all.
+
+    Raises:
+        UserError: the file or folder does not exist.
+    """
+    if model.name.startswith("local-dir:"):
+        folder = Path(model.name.removeprefix("local-dir:"))
+        if not folder.is_dir():
+            raise UserError(f"The model folder {folder} does not exist.")
+        return store.digest(
+            {path.name: store.file_digest(path) for path in sorted(folder.glob("*.*"))}
+        )
+    if model.weights in ("pretrained", "random"):
+        return None
+    path = Path(model.weights).expanduser()
+    if not path.is_file():
+        raise UserError(
+            f"The weights file {path} of model {model.name} does not exist.",
+            hint="Give the path of a .safetensors or .pth file, or `pretrained`, or `random`.",
+        )
+    return store.file_digest(path)

@@ -1,0 +1,92 @@
+"""Everything that can be known to be wrong with an experiment before it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from sparse_transfer import config, data, loop, models, plan, plugins
+from sparse_transfer.errors import UserError
+from sparse_transfer.pruning.driver import events_of
+from sparse_transfer.pruning.layers import prunable
+
+Problem = tuple[str, UserError]
+
+
+def check(experiment: config.Experiment, data_root: Path | None, cache: Path) -> list[Problem]:
+    """Every problem with where it is: data, models, methods, schedules, backends. Runs nothing."""
+    return [problem for arm in experiment.arms for problem in _arm(arm, data_root, cache)]
+
+
+def describe(experiment: config.Experiment) -> Iterator[str]:
+    """What the names of an experiment stand for here: the resolved models, where each task is."""
+    for arm in experiment.arms:
+        for spec in arm.upstream.models:
+            try:
+                size = arm.upstream.preprocess.image_size
+                loaded = models.skeleton(spec, num_classes=None, image_size=size)
+            except UserError:
+                continue
+            yield f"{arm.name}: model {spec.name} is {loaded.title}"
+
+
+def _arm(arm: config.Arm, data_root: Path | None, cache: Path) -> Iterator[Problem]:
+    refs = [arm.upstream.task] if arm.upstream.task else []
+    opened: dict[config.TaskRef, data.Task] = {}
+    for ref in dict.fromkeys([*refs, *(arm.transfer.tasks if arm.transfer else ())]):
+        try:
+            opened[ref] = data.open_task(ref, data_root=data_root, cache=cache)
+        except UserError as error:
+            yield f"{arm.name}, task {ref.name}", error
+    upstream = opened.get(arm.upstream.task) if arm.upstream.task else None
+    if arm.prune.recalibrate_bn and upstream:
+        wanted, there = arm.prune.recalibrate_bn.images, len(upstream.train)
+        if wanted > there:
+            yield (
+                f"{arm.name}, recalibrate_bn",
+                UserError(f"{wanted} images were asked for.", f"The training part has {there}."),
+            )
+    for spec in arm.upstream.models:
+        yield from _methods(arm, spec, upstream)
+    for name in arm.bench.backends if arm.bench else ():
+        try:
+            reason = plugins.load("backend", name)().available()
+        except UserError as error:
+            yield f"{arm.name}, bench", error
+            continue
+        if reason is not None:
+            yield f"{arm.name}, bench", UserError(f"Backend {name} is not available.", reason)
+
+
+def _methods(
+    arm: config.Arm, spec: config.ModelSpec, upstream: data.Task | None
+) -> Iterator[Problem]:
+    classes = len(upstream.classes) if upstream else None
+    steps = loop.total_steps(len(upstream.train), arm.recipe) if upstream else 0
+    for method in arm.prune.methods:
+        where = f"{arm.name}, {method.title}"
+        try:
+            options = plan.options_of(method)
+            plan.outside_digest(method.model or spec)
+            loaded = models.skeleton(
+                method.model or spec,
+                num_classes=classes,
+                image_size=arm.upstream.preprocess.image_size,
+            )
+            if method.name == "given":
+                continue  # verified against its checkpoint when it is opened
+            layers = prunable(loaded.model, arm.recipe.keep_dense)
+        except UserError as error:
+            yield where, error
+            continue
+        plugin = plugins.load("pruner", method.name)
+        for sparsity in arm.prune.sparsities if plugin.has_target else ():
+            try:
+                events_of(
+                    plugin(options),
+                    sparsity=sparsity,
+                    weights={name: layer.numel() for name, layer in layers.items()},
+                    total_steps=steps,
+                )
+            except UserError as error:
+                yield f"{where} at {sparsity:g}", error

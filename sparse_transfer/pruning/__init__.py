@@ -1,0 +1,1 @@
+"""Pruning: driver, masks, schedules, allocation, criteria, and one file per method."""

@@ -1,0 +1,435 @@
+"""The driver: carries any pruning method, or a fixed mask, through the one training loop.
+
+The loop calls, in this order: `parameter_groups` and `bind` around making the optimizer, `start`,
+then for each optimizer step `after_backward`, `skips_optimizer`, `after_step`, `end_epoch`
+after each epoch, and `finish`. Everything else (when, which weights, what becomes of the optimizer
+state) is the method's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from sparse_transfer.config import Frozen
+from sparse_transfer.errors import UserError
+from sparse_transfer.pruning.allocation import check_keep, keep_count
+from sparse_transfer.pruning.masks import Masks, assert_zeros, enforce, keeps_zeros, mask_gradients
+from sparse_transfer.pruning.method import AbstractMethod, Event, Scene, Target
+from sparse_transfer.seeds import derive
+
+logger = logging.getLogger(__name__)
+
+
+def events_of(
+    method: AbstractMethod[Frozen], *, sparsity: float, weights: Mapping[str, int], total_steps: int
+) -> dict[int, Event]:
+    """The events of a run that starts dense, or the reason why it cannot be done; nothing is run.
+
+    Args:
+        sparsity: target in [0, 1) over the prunable weights; 0 gives no events.
+        weights: number of weights by prunable layer.
+
+    Raises:
+        UserError: sparsity outside [0, 1), a layer that would be empty, a schedule that does not
+            fit into the training, a method without target asked for one.
+    """
+    return _events(method, sparsity, weights, sum(weights.values()), total_steps)
+
+
+@final
+class Pruner:
+    """One method, pruning one model in one training.
+
+    With sparsity 0 it does nothing at all: the run is bit-identical to plain training.
+
+    Args:
+        model: the plain, unwrapped module.
+        method: an instance of a plugin's `Method`.
+        sparsity: target share of zeros over `layers`, in [0, 1).
+        layers: prunable weights by parameter name (`layers.prunable`).
+        total_steps: optimizer steps of the whole training.
+        steps_per_epoch: optimizer steps of one epoch; `summary` gives epochs beside steps.
+        seed: of random choices, which are functions of seed and step.
+        masks: of a model that is already sparse; pruning goes on from them.
+
+    Attributes:
+        masks: the masks now; None as long as every weight trains.
+
+    Raises:
+        UserError: the target cannot be reached, see `events_of`.
+    """
+
+    masks: Masks | None
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        method: AbstractMethod[Frozen],
+        sparsity: float,
+        layers: Mapping[str, nn.Parameter],
+        total_steps: int,
+        steps_per_epoch: int,
+        seed: int,
+        masks: Masks | None = None,
+    ) -> None:
+        self._model, self._method = model, method
+        self._sparsity, self._seed = sparsity, seed
+        self._steps_per_epoch = steps_per_epoch
+        self._shapes = {name: layer.shape for name, layer in layers.items()}
+        self._weights = sum(shape.numel() for shape in self._shapes.values())
+        _check_fit(masks, self._shapes)
+        sizes = {name: shape.numel() for name, shape in self._shapes.items()}
+        active = self._weights if masks is None else masks.kept()
+        self._events = _events(method, sparsity, sizes, active, total_steps)
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._keeps_zeros = False
+        self._captured: dict[str, dict[str, Tensor]] = {}
+        self._step = -1  # before `start`
+        self._relaxed = dict(method.relax(layers))
+        for name, relaxation in self._relaxed.items():
+            parametrize.register_parametrization(*self._place(name), relaxation)
+        self._hold(masks)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Optimizer groups of the parameters that a relaxed method adds; usually none.
+
+        They are parameters of the model from now on: leave them out of the model's own groups.
+        """
+        extra = [p for relaxation in self._relaxed.values() for p in relaxation.parameters()]
+        return [{"params": extra, **self._method.relaxed_options}] if extra else []
+
+    def penalty(self) -> Tensor | None:
+        """A term to add to the loss, or None."""
+        return self._method.penalty(self._relaxed) if self._relaxed else None
+
+    def bind(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take the optimizer whose state is masked; once, the model being on its device."""
+        self._optimizer = optimizer
+        self._keeps_zeros = keeps_zeros(optimizer)
+        self._hold(self.masks)
+
+    def start(self) -> None:
+        """Run the events of step 0. A resumed run has had them, and nothing happens."""
+        if self._step < 0:
+            self._hold(self.masks)
+            self._enforce()
+            self._step = 0
+            self._run_event(0)
+
+    def after_backward(self, step: int) -> None:
+        """Capture what the event of this step needs, then mask the gradients.
+
+        Args:
+            step: number of the optimizer step that follows, from 1; gradients are complete
+                (accumulated, reduced) and not clipped yet.
+
+        Raises:
+            UserError: a needed gradient is missing.
+        """
+        event = self._events.get(step)
+        if event is not None and "gradients" in event.needs:
+            self._captured["gradients"] = self._gradients()
+        if event is not None and "forward_weights" in event.needs:
+            captured = {name: weight.detach().clone() for name, weight in self._layers().items()}
+            self._captured["forward_weights"] = captured
+        if self.masks is not None:
+            mask_gradients(self.masks, self._model)
+
+    def skips_optimizer(self, step: int) -> bool:
+        """Whether the event of this step takes the place of the optimizer step."""
+        return step in self._events and self._events[step].skips_optimizer
+
+    def after_step(self, step: int) -> None:
+        """Enforce the masks on weights and optimizer state, then run the event of this step."""
+        assert step == self._step + 1, f"step {step} after step {self._step}"
+        self._step = step
+        if not self._keeps_zeros:
+            self._enforce()
+        self._run_event(step)
+
+    def end_epoch(self) -> None:
+        """Verify that what is pruned is exactly zero."""
+        if self.masks is not None:
+            assert_zeros(self.masks, self._model)
+
+    def finish(self) -> None:
+        """Leave plain weights with exact zeros under their own names, and verify them.
+
+        Relaxed modules are removed: the weights they gave stay, and what is zero is the mask.
+        """
+        left = [step for step in self._events if step > self._step]
+        assert not left, f"finished at step {self._step} before the events at {left}"
+        for name in self._relaxed:
+            _make_plain(*self._place(name))
+        if self._relaxed:
+            self._hold(Masks({name: w.detach() != 0 for name, w in self._layers().items()}))
+            self._relaxed = {}
+        self.end_epoch()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a resumed run needs: the step and the packed masks. No random state exists."""
+        packed = {} if self.masks is None else self.masks.pack()
+        masks = {f"mask.{name}": bits for name, bits in packed.items()}
+        return {"step": torch.tensor(self._step), **masks}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue where `state_dict` was taken.
+
+        Raises:
+            UserError: the state belongs to other layers.
+        """
+        packed = {
+            name.removeprefix("mask."): bits
+            for name, bits in state.items()
+            if name.startswith("mask.")
+        }
+        self._step = int(state["step"])
+        self._hold(Masks.unpack(packed, self._shapes) if packed else None)
+
+    def summary(self) -> dict[str, Any]:
+        """What was done, ready for JSON; sparsities are shares of zeros in [0, 1]."""
+        kept = self.masks.counts() if self.masks is not None else None
+        parameters = sum(p.numel() for p in self._model.parameters())
+        zeros = self._weights - (sum(kept.values()) if kept else self._weights)
+        return {
+            "method": self._method.name,
+            "version": self._method.version,
+            "options": self._method.options.model_dump(mode="json"),
+            "target_sparsity": self._sparsity if self._method.has_target else None,
+            "measured_sparsity": zeros / self._weights,
+            "sparsity_of_all_parameters": zeros / parameters,
+            "prunable_weights": self._weights,
+            "kept_weights": self._weights - zeros,
+            "layers": {
+                name: {"weights": shape.numel(), "kept": kept[name] if kept else shape.numel()}
+                for name, shape in self._shapes.items()
+            },
+            "events": [
+                {
+                    "step": step,
+                    "epoch": step / self._steps_per_epoch if self._steps_per_epoch else 0.0,
+                    "kind": event.kind,
+                    "sparsity": event.sparsity,
+                }
+                for step, event in sorted(self._events.items())
+                if step <= self._step
+            ],
+            "digest": self.masks.digest() if self.masks is not None else None,
+        }
+
+    def _run_event(self, step: int) -> None:
+        event = self._events.get(step)
+        if event is None:
+            return
+        layers = self._layers()
+        scene = Scene(
+            weights=layers,
+            masks=self.masks or Masks.ones(layers),
+            gradients=self._captured.pop("gradients", {}),
+            forward_weights=self._captured.pop("forward_weights", {}),
+            generator=torch.Generator().manual_seed(derive(self._seed, "mask", step)),
+        )
+        with torch.no_grad():
+            self._hold(event.choose(scene))
+        kept = self._weights if self.masks is None else self.masks.kept()
+        expected = keep_count(self._weights, event.sparsity)
+        assert kept == expected, f"step {step} kept {kept} weights, allocated {expected}"
+        if event.resets_optimizer:
+            self._reset_optimizer()
+        self._enforce()
+        logger.debug("step %d: %s to sparsity %.4f", step, event.kind, event.sparsity)
+
+    def _enforce(self) -> None:
+        if self.masks is not None:
+            enforce(self.masks, self._model, self._optimizer)
+
+    def _reset_optimizer(self) -> None:
+        """Zero every state tensor of every parameter, step counts too, as if training began."""
+        if self._optimizer is not None:
+            for state in self._optimizer.state.values():
+                for value in state.values():
+                    if torch.is_tensor(value):
+                        value.zero_()
+
+    def _hold(self, masks: Masks | None) -> None:
+        """Set the masks, beside their weights; all ones is no mask and costs nothing."""
+        if masks is None or masks.kept() == masks.total:
+            self.masks = None
+        else:
+            module, tensor = self._place(next(iter(masks)))
+            self.masks = masks.to(getattr(module, tensor).device)
+
+    def _layers(self) -> dict[str, nn.Parameter]:
+        return {name: self._model.get_parameter(name) for name in self._shapes}
+
+    def _gradients(self) -> dict[str, Tensor]:
+        gradients = {}
+        for name, weight in self._layers().items():
+            if weight.grad is None:
+                raise UserError(
+                    f"{self._method.name} needs the gradient of '{name}', which has none.",
+                    "The layer is frozen or takes no part in the output.",
+                    "Add it to `keep_dense`, or use a method without gradients, such as gmp.",
+                )
+            gradients[name] = weight.grad.detach().clone()
+        return gradients
+
+    def _place(self, name: str) -> tuple[nn.Module, str]:
+        """The module that holds a parameter, and the parameter's name inside it."""
+        path, _, tensor = name.rpartition(".")
+        return self._model.get_submodule(path), tensor
+
+
+@final
+class FixedMask:
+    """Holds the given masks through a training without changing them; `None` does nothing.
+
+    The interface of `Pruner`, for fine-tuning a sparse model.
+
+    Raises:
+        UserError: a mask has no parameter of its name and shape.
+    """
+
+    masks: Masks | None
+
+    def __init__(self, model: nn.Module, masks: Masks | None) -> None:
+        self._model, self.masks = model, masks
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._keeps_zeros = False
+        self._is_held = masks is not None and masks.kept() < masks.total
+        if masks is not None:
+            shapes = {name: p.shape for name, p in model.named_parameters() if name in masks}
+            _check_fit(masks, shapes)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """None."""
+        return []
+
+    def penalty(self) -> Tensor | None:
+        """None."""
+        return None
+
+    def bind(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take the optimizer whose state is masked; once, the model being on its device."""
+        self._optimizer = optimizer
+        self._keeps_zeros = keeps_zeros(optimizer)
+        self._bring()
+
+    def start(self) -> None:
+        """Enforce the masks before the first step."""
+        self._bring()
+        self._enforce()
+
+    def after_backward(self, step: int) -> None:
+        """Mask the gradients."""
+        if self.masks is not None and self._is_held:
+            mask_gradients(self.masks, self._model)
+
+    def skips_optimizer(self, step: int) -> bool:
+        """Never."""
+        return False
+
+    def after_step(self, step: int) -> None:
+        """Enforce the masks on weights and optimizer state."""
+        if not self._keeps_zeros:
+            self._enforce()
+
+    def end_epoch(self) -> None:
+        """Verify that what is pruned is exactly zero."""
+        if self.masks is not None:
+            assert_zeros(self.masks, self._model)
+
+    def finish(self) -> None:
+        """Verify the zeros a last time."""
+        self.end_epoch()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Nothing: the masks come from the checkpoint that is fine-tuned."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing to load."""
+
+    def summary(self) -> dict[str, Any]:
+        """Measured sparsity and digest, ready for JSON."""
+        return {
+            "method": "fixed mask",
+            "measured_sparsity": self.masks.sparsity() if self.masks is not None else 0.0,
+            "digest": self.masks.digest() if self.masks is not None else None,
+        }
+
+    def _enforce(self) -> None:
+        if self.masks is not None and self._is_held:
+            enforce(self.masks, self._model, self._optimizer)
+
+    def _bring(self) -> None:
+        """Have the masks where the weights are."""
+        if self.masks is not None:
+            self.masks = self.masks.to(self._model.get_parameter(next(iter(self.masks))).device)
+
+
+def _make_plain(module: nn.Module, tensor: str) -> None:
+    """Remove a parametrization, leaving its value, in the original order of parameters."""
+    later = [name for name, _ in module.named_parameters(recurse=False)]
+    parametrize.remove_parametrizations(module, tensor)
+    for name in later:  # removal registered the tensor last; it was first, as in every layer here
+        parameter = module.get_parameter(name)
+        delattr(module, name)
+        module.register_parameter(name, parameter)
+
+
+def _events(
+    method: AbstractMethod[Frozen],
+    sparsity: float,
+    weights: Mapping[str, int],
+    active: int,
+    total_steps: int,
+) -> dict[int, Event]:
+    total = sum(weights.values())
+    if not 0.0 <= sparsity < 1.0:
+        raise UserError(
+            f"Sparsity {sparsity:g} is outside [0, 1).",
+            "Sparsity is the share of zeros: 0.9 keeps one weight in ten.",
+            f"Write {sparsity / 100:g} for {sparsity:g} %." if 1 < sparsity < 100 else "",
+        )
+    if not method.has_target:
+        if sparsity:
+            raise UserError(
+                f"'{method.name}' cannot be given a sparsity (asked for {sparsity:g}).",
+                "It has no target.",
+                "Leave the sparsity out, or choose a method that has one, such as gmp.",
+            )
+    elif keep_count(total, sparsity) > active:
+        raise UserError(
+            f"Sparsity {sparsity:g} cannot be reached by pruning.",
+            f"The model is already {1 - active / total:.4f} sparse.",
+            "Ask for more, or start from a denser checkpoint.",
+        )
+    elif not sparsity:
+        return {}
+    check_keep(total, len(weights), sparsity)
+    target = Target(sparsity, total, active, len(weights), total_steps)
+    events = method.schedule(target)
+    assert all(0 <= step <= total_steps for step in events), "an event outside the training"
+    return events
+
+
+def _check_fit(masks: Masks | None, shapes: Mapping[str, torch.Size]) -> None:
+    if masks is None:
+        return
+    wrong = [name for name, mask in masks.items() if shapes.get(name) != mask.shape]
+    wrong += [name for name in shapes if name not in masks]
+    if wrong:
+        raise UserError(
+            f"The masks do not fit the model at {', '.join(wrong[:3])}"
+            + (f" and {len(wrong) - 3} more." if len(wrong) > 3 else "."),
+            "A mask needs a prunable weight of the same name and shape, and every one a mask.",
+            "Use the architecture and the `keep_dense` that the masks were made with.",
+        )

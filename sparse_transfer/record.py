@@ -1,0 +1,280 @@
+"""What an experiment's runs found, gathered for the report.
+
+`run` records which runs belong to an experiment (`runs/experiments/NAME.json`); `collect` reads
+their results, so a report needs neither the data nor the models.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparse_transfer import evaluation
+from sparse_transfer.errors import UserError, unknown_name
+from sparse_transfer.predictions import Predictions
+from sparse_transfer.store import Store, read_json, write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from sparse_transfer.plan import Plan, Run
+
+
+@dataclass(frozen=True)
+class Results:
+    """The arguments of `report.write`."""
+
+    frame: pd.DataFrame
+    bench: pd.DataFrame
+    facts: dict[str, Any]
+    predictions: Callable[[Any], Predictions]
+
+
+def save(plan: Plan, store: Store) -> None:
+    """Record which runs an experiment consists of; an earlier record of its name is replaced."""
+    arms = {}
+    for arm in plan.experiment.arms:
+        runs = plan.arms[arm.name]
+        arms[arm.name] = {
+            "recipe": arm.recipe.name,
+            "held_fixed": held_fixed(arm),
+            "runs": [
+                {
+                    "stage": run.stage,
+                    "id": run.id,
+                    "title": run.title,
+                    **asdict(run.subject),
+                    **_task(run),
+                }
+                for run in runs
+            ],
+        }
+    write_json(
+        _path(store, plan.experiment.name),
+        {
+            "experiment": plan.experiment.name,
+            "title": plan.experiment.title or plan.experiment.name,
+            "notes": plan.experiment.notes,
+            "arms": arms,
+            "unavailable": [
+                {"arm": item.arm, "task": item.task, "error": str(item.error)}
+                for item in plan.unavailable
+            ],
+        },
+    )
+
+
+def collect(store: Store, name: str | None) -> Results:
+    """Read the results of an experiment.
+
+    Args:
+        store: where they are.
+        name: of the experiment; None takes the one recorded last.
+
+    Raises:
+        UserError: there is no such experiment, or it has no result and no failure yet.
+    """
+    import pandas as pd
+
+    record = read_json(_recorded(store, name))
+    rows: list[dict[str, Any]] = []
+    bench: list[dict[str, Any]] = []
+    layers: list[dict[str, Any]] = []
+    failures: list[dict[str, Any]] = []
+    skipped: dict[str, dict[str, int]] = {}
+    versions: dict[str, str] = {}
+    machine: dict[str, Any] = {}
+    raw: dict[str, list[str]] = {}
+    for arm_name, arm in record["arms"].items():
+        macs: dict[str, tuple[float, float]] = {}
+        for run in arm["runs"]:
+            folder = store.folder(run["stage"], run["id"])
+            subject = {
+                "arm": arm_name,
+                "model": run["model"],
+                "method": run["method"],
+                "sparsity": run["sparsity"],
+                "upstream_seed": run["seed"],
+            }
+            status = store.status(run["stage"], run["id"])
+            if status == "failed":
+                error = read_json(folder / "failure.json")["error"]
+                failures.append(
+                    {"stage": run["stage"], "run": run["id"], "task": run.get("task"), **subject}
+                    | {"error": error}
+                )
+            if status != "finished":
+                continue
+            result = read_json(folder / "result.json")
+            manifest = read_json(folder / "manifest.json")
+            versions.update(manifest["versions"])
+            machine = {
+                **manifest["machine"],
+                "device": manifest["device"],
+                "threads": manifest["threads"],
+            }
+            shared = {"stage": run["stage"], "run": run["id"], **subject, "recipe": arm["recipe"]}
+            if run["stage"] == "prune":
+                macs[run["id"]] = (result["macs"], result["macs_dense"])
+                layers += [{**subject, **layer} for layer in result["layers"]]
+                if line := result.get("raw"):
+                    raw.setdefault(arm_name, []).append(f"{run['title']} {line}")
+            checkpoint = manifest["parents"].get("checkpoint", {"id": run["id"]})["id"]
+            for row in result.get("rows", ()):
+                rows.append({**shared, **_flat(row, folder), "checkpoint": checkpoint})
+            bench += [
+                {**shared, **row, "checkpoint": checkpoint} for row in result.get("bench", ())
+            ]
+            for task, reasons in result.get("skipped", {}).items():
+                skipped.setdefault(task, {}).update(reasons)
+        _add_mac_ratio([*rows, *bench], arm_name, arm["runs"], macs)
+    failures += [
+        {
+            "stage": "data",
+            "run": "",
+            "arm": item["arm"],
+            "task": item["task"],
+            "error": item["error"],
+        }
+        for item in record["unavailable"]
+    ]
+    if not rows and not bench and not failures:
+        raise UserError(
+            f"There is nothing to report of `{record['experiment']}` yet.",
+            f"No run of it is finished in {store.root}.",
+            f"`sparse-transfer run {record['experiment']}` does them.",
+        )
+    frame = pd.DataFrame(rows)
+    seeds = frame["upstream_seed"].nunique() if len(frame) else 0
+    facts = {
+        "experiment": record["experiment"],
+        "title": record["title"],
+        "notes": record["notes"],
+        "labels": ["demo: no intervals"]
+        if seeds == 1 and record["experiment"] == "quickstart"
+        else [],
+        "held_fixed": {
+            name: [*arm["held_fixed"], *_before_recalibration(raw.get(name, []))]
+            for name, arm in record["arms"].items()
+        },
+        "layers": layers,
+        "skipped": skipped,
+        "failures": failures,
+        "versions": versions,
+        "machine": machine or {"system": platform.system()},
+    }
+    return Results(
+        frame,
+        pd.DataFrame(bench),
+        facts,
+        lambda row: Predictions.load(store.root / row["predictions"]),
+    )
+
+
+def held_fixed(arm: Any) -> list[str]:
+    """What all rows of an arm share, in words, one fact per line."""
+    recipe, upstream, prune, transfer = arm.recipe, arm.upstream, arm.prune, arm.transfer
+    length = f"{recipe.steps} steps" if recipe.steps is not None else f"{recipe.epochs} epochs"
+    task = upstream.task.name if upstream.task else "no upstream images"
+    lines = [
+        f"Upstream: recipe {recipe.name} shared by all rows ({length}, batch {recipe.batch_size}, "
+        f"{recipe.optimizer.name} {recipe.optimizer.lr:g}, {recipe.schedule.name}, "
+        f"{recipe.precision}), on {task} at {upstream.preprocess.image_size} px; last epoch, "
+        "nothing selected on test.",
+        f"Kept dense for all methods: {', '.join(recipe.keep_dense) or 'nothing'}. "
+        f"Sparsity is the share of zeros in the other convolution and linear weights.",
+        f"Upstream seeds: {', '.join(map(str, prune.seeds))}; the same seed gives the same initial "
+        "weights and data order.",
+    ]
+    if prune.recalibrate_bn:
+        lines.append(
+            f"Batch-norm statistics of pruned models recomputed on {prune.recalibrate_bn.images} "
+            "upstream training images; dense models keep their own."
+        )
+    if transfer:
+        size = transfer.preprocess
+        crop = "central crop" if size.crop == "center" else "whole image squeezed"
+        lines.append(
+            f"Transfer at {size.image_size} px ({crop}, interpolation: {size.interpolation}), "
+            f"transfer seeds {', '.join(map(str, transfer.seeds))}; relative error increase: mean "
+            "of ratios over tasks."
+        )
+        if "linear" in transfer.modes:
+            lines.append(
+                f"Linear: profile {transfer.linear.name}; backbone frozen in eval mode; SGD head, "
+                "last epoch; logistic regression with C chosen on a part of train."
+            )
+        if "full" in transfer.modes and transfer.full:
+            full = transfer.full
+            rate = (
+                "learning rate chosen on the dense model's validation part, shared by all methods"
+                if full.lr_grid
+                else "learning rate of the task card"
+                if full.card_lr
+                else f"lr {full.optimizer.lr:g}"
+            )
+            lines.append(
+                f"Full: profile {full.name}; mask fixed, new dense head, BN {full.bn}; {rate}; "
+                "last epoch."
+            )
+    return lines
+
+
+def _before_recalibration(lines: list[str]) -> list[str]:
+    return [f"Upstream accuracy before BN recalibration: {'; '.join(lines)}."] if lines else []
+
+
+def _flat(row: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A stored row with its metrics as columns, recomputed where their version is not today's."""
+    metrics = row["metrics"]
+    if evaluation.outdated(metrics):
+        metrics = evaluation.measure(Predictions.load(folder / row["predictions"]), row["classes"])
+    values = {name: facts["value"] for name, facts in metrics.items()}
+    path = f"{folder.parent.name}/{folder.name}/{row['predictions']}"
+    rest = {key: value for key, value in row.items() if key not in ("metrics", "predictions")}
+    return {**rest, **values, "value": values[row["metric"]], "predictions": path}
+
+
+def _add_mac_ratio(
+    rows: list[dict[str, Any]],
+    arm: str,
+    runs: list[dict[str, Any]],
+    macs: dict[str, tuple[float, float]],
+) -> None:
+    """MACs with zeros skipped, as a share of the arm's dense model of the same name."""
+    dense = {
+        run["model"]: macs[run["id"]][1]
+        for run in reversed(runs)
+        if run["stage"] == "prune" and run["method"] == "dense" and run["id"] in macs
+    }
+    for row in rows:
+        if row["arm"] == arm and row["checkpoint"] in macs:
+            own, own_dense = macs[row["checkpoint"]]
+            row["mac_ratio"] = own / dense.get(row["model"], own_dense)
+
+
+def _task(run: Run) -> dict[str, Any]:
+    task = getattr(run.spec, "task", None)
+    return {"task": task.name} if task else {}
+
+
+def _path(store: Store, name: str) -> Path:
+    return store.root / "experiments" / f"{name}.json"
+
+
+def _recorded(store: Store, name: str | None) -> Path:
+    known = {path.stem: path for path in (store.root / "experiments").glob("*.json")}
+    if not known:
+        raise UserError(
+            f"There is no experiment in {store.root}.",
+            hint="`sparse-transfer run quickstart` makes one.",
+        )
+    if name is None:
+        return max(known.values(), key=lambda path: path.stat().st_mtime)
+    name = Path(name).stem if name.endswith(".yaml") else name
+    if name not in known:
+        raise unknown_name("recorded experiment", name, known)
+    return known[name]

@@ -1,0 +1,81 @@
+"""The tables of `plan` and `bench` on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+
+def print_plan(rows: Sequence[Mapping[str, Any]], missing: Sequence[Mapping[str, Any]]) -> None:
+    """Runs with status and forecast, then totals of what is left to do."""
+    table = _table("id", "stage", "run", "status", "about", "disk")
+    for row in rows:
+        table.add_row(
+            row["id"],
+            row["stage"],
+            row["title"],
+            row["status"],
+            _seconds(row["seconds"]),
+            _bytes(row["bytes"]),
+        )
+    console = Console()
+    console.print(table)
+    left = [row for row in rows if row["status"] != "finished"]
+    text = f"{len(rows)} runs, {len(rows) - len(left)} finished"
+    if any(row["seconds"] is not None for row in rows):
+        seconds = _seconds(sum(row["seconds"] or 0 for row in left)) or "nothing"
+        disk = _bytes(sum(row["bytes"] or 0 for row in left)) or "nothing"
+        text += f"; left to do: about {seconds} (good to a factor of two), {disk} of disk"
+    console.print(text)
+    for item in missing:
+        console.print(f"arm {item['arm']}, task {item['task']} cannot be run here:", style="bold")
+        console.print(item["error"], highlight=False)
+
+
+def print_bench(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Latency per backend; a backend that does not use zeros says so."""
+    table = _table(
+        "backend", "zeros", "median ms", "p10", "p90", "speedup over dense [95 %]", "setting"
+    )
+    for row in rows:
+        speedup = ""
+        if row["speedup"] is not None:
+            low, high = row["speedup_low"], row["speedup_high"]
+            speedup = f"{row['speedup']:.2f}×" + (f" [{low:.2f}, {high:.2f}]" if low else "")
+        table.add_row(
+            row["backend"],
+            row["uses_zeros"],
+            f"{1e3 * row['median_s']:.2f}",
+            f"{1e3 * row['p10_s']:.2f}",
+            f"{1e3 * row['p90_s']:.2f}",
+            speedup,
+            f"{row['device']}, {row['threads']} threads, batch {row['batch_size']}, "
+            f"{row['image_size']} px, {row['repeats']} rounds",
+        )
+    Console().print(table)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in columns:
+        right = column in ("about", "disk", "median ms", "p10", "p90")
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    return table
+
+
+def _seconds(value: float | None) -> str:
+    if not value:
+        return ""
+    if value < 90:
+        return f"{value:.0f} s"
+    return f"{value / 60:.0f} min" if value < 5400 else f"{value / 3600:.1f} h"
+
+
+def _bytes(value: float | None) -> str:
+    if not value:
+        return ""
+    return f"{value / 1e6:.1f} MB" if value < 1e9 else f"{value / 1e9:.1f} GB"

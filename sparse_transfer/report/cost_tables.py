@@ -1,0 +1,105 @@
+"""What the zeros bought: theoretical and measured speedup, kept apart.
+
+A measured ratio is shown only for a backend that uses zeros, never without backend, device, batch
+and threads; the others say so in words. The theoretical ratio counts MACs with zeros skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from sparse_transfer.report.cells import Column, Table, slug, with_values
+from sparse_transfer.statistics.intervals import t_interval
+
+REGIME = ["backend", "device", "threads", "batch_size", "image_size"]
+NO_ZEROS = "does not use zeros"
+COLUMNS = (
+    Column("model", "model", choice=True),
+    Column("method", "method", choice=True),
+    Column("sparsity", "sparsity, %", "sparsity"),
+    Column("theoretical", "theoretical speedup (MACs, zeros skipped)", "ratio"),
+    Column("backend", "backend", choice=True),
+    Column("device", "device", choice=True),
+    Column("threads", "threads", "count"),
+    Column("batch_size", "batch", "count"),
+    Column("image_size", "px", "count"),
+    Column("seconds", "median, ms per batch", "milliseconds", "mean over upstream seeds"),
+    Column("p10_s", "p10, ms", "milliseconds"),
+    Column("p90_s", "p90, ms", "milliseconds"),
+    Column("measured", "measured speedup over dense", note="paired median, same backend"),
+    Column("seeds", "seeds", "count"),
+)
+
+
+def measurements(bench: pd.DataFrame) -> pd.DataFrame:
+    """One row per arm, model, method, sparsity and regime, seeds averaged.
+
+    `speedup` (with `_low`, `_high`) is missing for dense models and for backends that do not use
+    zeros; `measured` says in words what is to be shown. The interval is over upstream seeds, or
+    that of the measurement itself where there is one seed.
+    """
+    rows = []
+    by = ["arm", "model", "method", "sparsity", *REGIME]
+    for key, part in bench.groupby(by, sort=False, dropna=False):
+        row: dict[str, Any] = dict(zip(by, key, strict=True))
+        row |= {"seconds": part["median_s"].mean(), "seeds": part["upstream_seed"].nunique()}
+        row |= {name: part[name].mean() for name in ("p10_s", "p90_s")}
+        row["uses_zeros"] = bool(part["uses_zeros"].map(uses_zeros).all())
+        row["theoretical"] = theoretical(part["mac_ratio"], row["method"])
+        rows.append(row | _speedup(part, row))
+    return pd.DataFrame(rows)
+
+
+def speedup_table(measured: pd.DataFrame, *, arm: str, held_fixed: str) -> Table:
+    """The table of one arm's measurements."""
+    part = measured[measured["arm"] == arm].sort_values(["model", "sparsity", "method"])
+    columns = with_values(part, COLUMNS)
+    if part["model"].nunique() == 1:
+        columns = tuple(column for column in columns if column.key != "model")
+    silent = sorted(part.loc[~part["uses_zeros"], "backend"].unique())
+    notes = ()
+    if silent:
+        notes = (
+            f"{' and '.join(silent)}: {NO_ZEROS}; a pruned model computes as much as a dense one, "
+            "so no ratio is given.",
+        )
+    return Table(
+        f"speed-{slug(arm)}", f"Time per batch, {arm}", part, columns, "", notes, held_fixed
+    )
+
+
+def regime(row: Mapping[str, Any]) -> str:
+    """Backend, device, threads and batch in words."""
+    threads = int(row["threads"])
+    words = f"{threads} thread{'s' if threads != 1 else ''}"
+    return f"{row['backend']}, {row['device']}, {words}, batch {int(row['batch_size'])}"
+
+
+def uses_zeros(value: object) -> bool:
+    """Whether a backend's own words (or its yes or no) say that it skips zeros."""
+    if isinstance(value, str):
+        return bool(value) and not value.lower().startswith(("does not", "no"))
+    return value is True
+
+
+def theoretical(mac_ratios: pd.Series, method: str) -> float:
+    """Dense MACs over MACs with zeros skipped; missing for the dense model itself."""
+    ratio = float(mac_ratios.mean())
+    return 1 / ratio if ratio > 0 and method != "dense" else float("nan")
+
+
+def _speedup(part: pd.DataFrame, row: Mapping[str, Any]) -> dict[str, Any]:
+    nothing = dict.fromkeys(("speedup", "speedup_low", "speedup_high"), float("nan"))
+    if row["method"] == "dense":
+        return nothing | {"measured": "reference"}
+    if not row["uses_zeros"]:
+        return nothing | {"measured": NO_ZEROS}
+    if len(part) == 1:
+        ratio, low, high = (float(part[name].iloc[0]) for name in nothing)
+    else:
+        ratio, low, high = t_interval(part["speedup"].to_numpy(dtype=float))
+    words = f"{ratio:.2f}×" + (f" [{low:.2f}, {high:.2f}]" if low == low else "")
+    return dict(zip(nothing, (ratio, low, high), strict=True)) | {"measured": words}

@@ -1,0 +1,71 @@
+"""The report in a terminal (rich) and as a Markdown file: verdict, summary tables, failures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console, Group
+from rich.padding import Padding
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from sparse_transfer.report.cells import Table
+
+
+def print_report(
+    title: str, verdict: Sequence[str], tables: Sequence[Table], console: Console
+) -> None:
+    """Print title, verdict and tables; `console` decides on colour (it respects NO_COLOR)."""
+    console.print()
+    console.print(Text(title, style="bold"))
+    for sentence in verdict:
+        console.print(Padding(Text(sentence), (0, 0, 1, 0)))
+    for table in tables:
+        console.print(rich_table(table))
+
+
+def rich_table(table: Table) -> Group:
+    """One table with its footnotes, as something rich prints."""
+    drawn = RichTable(
+        title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
+    )
+    for column in table.columns:
+        justify = "right" if column.numeric else "left"
+        drawn.add_column(column.title, justify=justify, overflow="fold")
+    for row in table.rows:
+        drawn.add_row(*(Text(cell.plain) for cell in row))
+    lines = [*table.notes]
+    if table.held_fixed:
+        lines.append(f"Held fixed: {table.held_fixed}")
+    return Group(drawn, *(Text(line, style="dim") for line in lines), Text(""))
+
+
+def markdown(
+    title: str, notes: str, labels: Sequence[str], verdict: Sequence[str], tables: Sequence[Table]
+) -> str:
+    """The summary as Markdown, for a pull request or a note."""
+    parts = [f"# {title}"]
+    if labels:
+        parts.append(" · ".join(f"**{_plain(label)}**" for label in labels))
+    if notes:
+        parts.append(_plain(notes))
+    parts += [_plain(sentence) for sentence in verdict]
+    for table in tables:
+        parts += [f"## {_plain(table.title)}", _markdown_table(table)]
+        parts += [_plain(note) for note in table.notes]
+        if table.held_fixed:
+            parts.append(f"Held fixed: {_plain(table.held_fixed)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(table: Table) -> str:
+    head = "| " + " | ".join(_plain(column.title) for column in table.columns) + " |"
+    rule = "|" + "|".join("---:" if column.numeric else "---" for column in table.columns) + "|"
+    rows = ["| " + " | ".join(_plain(cell.plain) for cell in row) + " |" for row in table.rows]
+    return "\n".join([head, rule, *rows])
+
+
+def _plain(text: str) -> str:
+    """Text that cannot break out of its place in Markdown."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

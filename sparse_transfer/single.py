@@ -1,0 +1,143 @@
+"""Experiments of one row, for the verbs `prune` and `transfer`: built here, run like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sparse_transfer import config, experiment_file, store
+from sparse_transfer.errors import UserError
+
+
+def prune_experiment(
+    *,
+    model: str,
+    task: str,
+    method: str,
+    sparsity: float,
+    recipe: str,
+    weights: str,
+    kwargs: Sequence[str],
+    pretrained_cfg: Sequence[str],
+    options: Sequence[str],
+    image_size: int,
+    crop: str,
+    recalibrate_bn: int,
+    seed: int,
+    overrides: Sequence[str],
+) -> config.Experiment:
+    """The experiment that `prune` runs: one model, one method, one sparsity, and its dense row."""
+    raw = {
+        "name": "prune-" + _slug(f"{model}-{method}-{sparsity:g}"),
+        "title": f"{model}, {method} at {sparsity:.4g}",
+        "upstream": {
+            "models": [
+                {
+                    "name": model,
+                    "weights": weights,
+                    "kwargs": _pairs(kwargs, "--kwarg"),
+                    "pretrained_cfg": _pairs(pretrained_cfg, "--cfg"),
+                }
+            ],
+            "task": {"name": task},
+            "preprocess": {"image_size": image_size, "crop": crop},
+        },
+        "recipe": recipe,
+        "prune": {
+            "methods": [{"name": method, "options": _pairs(options, "--option")}],
+            "sparsities": [sparsity],
+            "seeds": [seed],
+            **({"recalibrate_bn": {"images": recalibrate_bn}} if recalibrate_bn else {}),
+        },
+    }
+    return experiment_file.build(raw, overrides)
+
+
+def transfer_experiment(
+    *,
+    checkpoint: Path,
+    dense: Path | None,
+    tasks: Sequence[str],
+    modes: Sequence[str],
+    linear: str,
+    full: str,
+    image_size: int | None,
+    crop: str,
+    seeds: str,
+    overrides: Sequence[str],
+) -> config.Experiment:
+    """The experiment that `transfer` runs: a finished checkpoint, and a dense one if given."""
+    facts = checkpoint_facts(checkpoint)
+    measured = facts["measured_sparsity"]
+    base = dense or checkpoint
+    if not all(seed.strip().isdigit() for seed in seeds.split(",")):
+        raise UserError(f"--seeds {seeds} cannot be read.", hint="Write numbers: 0,1,2.")
+    size = image_size or facts["image_size"]
+    raw = {
+        "name": "transfer-" + _slug(checkpoint.resolve().parent.name),
+        "title": f"Transfer of {checkpoint}",
+        "upstream": {
+            "models": [{"name": f"local-dir:{base}", "label": facts["model"]}],
+            "preprocess": {"image_size": size, "crop": crop},
+        },
+        "recipe": "one-shot",
+        "prune": {
+            "dense": dense is not None,
+            "methods": [
+                {
+                    "name": "given",
+                    "label": facts["method"],
+                    "model": {"name": f"local-dir:{checkpoint}", "label": facts["model"]},
+                }
+            ],
+            "sparsities": [measured],
+        },
+        "transfer": {
+            "tasks": list(tasks),
+            "modes": list(modes),
+            "linear": linear,
+            **({"full": full} if "full" in modes else {}),
+            "preprocess": {"image_size": size, "crop": crop},
+            "seeds": [int(seed) for seed in seeds.split(",")],
+        },
+    }
+    return experiment_file.build(raw, overrides)
+
+
+def checkpoint_facts(folder: Path) -> dict[str, Any]:
+    """Model, method, measured sparsity and image size of a checkpoint folder, without torch.
+
+    Raises:
+        UserError: it is not a checkpoint of this program.
+    """
+    if not (folder / "sparsity.json").is_file():
+        raise UserError(
+            f"{folder} is not a checkpoint of sparse-transfer.",
+            "It holds no sparsity.json." if folder.is_dir() else "There is no such folder.",
+            "Give the folder that `sparse-transfer prune` printed.",
+        )
+    record = store.read_json(folder / "sparsity.json")
+    settings = store.read_json(folder / "config.json")
+    return {
+        "model": record["facts"].get("model") or record["title"],
+        "method": record["facts"].get("method") or "given",
+        "measured_sparsity": round(record["sparsity"]["prunable"] or 0.0, 6),
+        "image_size": settings["pretrained_cfg"]["input_size"][-1],
+    }
+
+
+def _pairs(assignments: Sequence[str], flag: str) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise UserError(
+                f"{flag} {assignment} cannot be read.", hint=f"Write {flag} name=value."
+            )
+        values[name], _ = experiment_file.parse_yaml(text, f"{flag} {name}")
+    return values
+
+
+def _slug(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "._" else "-" for c in text.lower()).strip("-._")

@@ -1,0 +1,174 @@
+"""Data sets of the Hugging Face Hub that are stored as Parquet, at a pinned revision.
+
+Read through `datasets`, which keeps what it downloaded. Data sets that come as a loading script are
+refused by `datasets` 4 and later; they are no source. Nothing is asked of the network while
+HF_HUB_OFFLINE or SPARSE_TRANSFER_OFFLINE is set, or where the data is already here.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, final
+
+from sparse_transfer.cards import SourceSpec, TaskCard
+from sparse_transfer.errors import UserError
+from sparse_transfer.examples import (
+    AbstractSource,
+    Listing,
+    Part,
+    Place,
+    Presence,
+    SourceUnavailable,
+    encode_labels,
+    find_columns,
+    part_name,
+    unique_ids,
+)
+
+REACHABLE_WITHIN = 5.0  # seconds to answer; a Hub that is out of reach must not stop a plan
+
+
+@final
+class HubSource(AbstractSource):
+    """One Hub repository."""
+
+    def __init__(self, spec: SourceSpec, card: TaskCard, place: Place) -> None:
+        self.spec, self.card, self.place = spec, card, place
+        self._listing: Listing | None = None
+
+    def presence(self) -> Presence:
+        if kept := self._kept():
+            return Presence("here", f"downloaded before, {kept}")
+        if not self.place.online:
+            return Presence("missing", "not downloaded before, and downloads are switched off")
+        at = f" at {self.spec.revision[:12]}" if self.spec.revision else ", newest revision"
+        return Presence("download", f"would be downloaded from the Hub{at}")
+
+    def fingerprint(self) -> Any:
+        kept = self._kept()
+        state = [str(kept), kept.stat().st_mtime_ns] if kept else []
+        return ["hub", self.spec.location, self.spec.subset, self.spec.revision, *state]
+
+    def listing(self) -> Listing:
+        if self._listing is None:
+            self._listing = self._read(self._load())
+        return self._listing
+
+    def _kept(self) -> Path | None:
+        """The folder in which `datasets` keeps this data set after its first use."""
+        home = Path(
+            os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
+        ).expanduser()
+        base = Path(os.environ.get("HF_DATASETS_CACHE") or home / "datasets").expanduser()
+        folder = base / self.spec.location.replace("/", "___")
+        pattern = f"{self.spec.subset or '*'}/*/{self.spec.revision or '*'}"
+        finished = (path.parent for path in folder.glob(f"{pattern}/dataset_info.json"))
+        return next(iter(sorted(finished)), None)
+
+    def _load(self) -> Any:
+        import datasets
+
+        if self._kept() is None:
+            self._check_reachable()
+        try:
+            return datasets.load_dataset(
+                self.spec.location, self.spec.subset, revision=self.spec.revision
+            )
+        except Exception as error:  # whatever the network, the Hub or a foreign format raises
+            raise SourceUnavailable(_one_line(error)) from error
+
+    def _check_reachable(self) -> None:
+        from huggingface_hub import HfApi
+
+        try:
+            HfApi().dataset_info(
+                self.spec.location, revision=self.spec.revision, timeout=REACHABLE_WITHIN
+            )
+        except Exception as error:  # the classes differ between releases of the client
+            raise SourceUnavailable(f"the Hub did not answer: {_one_line(error)}") from error
+
+    def _read(self, parts: Any) -> Listing:
+        from datasets import Image
+
+        chosen = self._parts(parts)
+        first = next(iter(chosen.values()))
+        features = {name: _described(feature) for name, feature in first.features.items()}
+        columns = find_columns(
+            {name: _kind(feature) for name, feature in first.features.items()},
+            features,
+            image=self.card.image,
+            label=self.card.label,
+            origin=self.spec.title,
+        )
+        encoded = {
+            name: part.cast_column(columns.image, Image(decode=False))
+            for name, part in chosen.items()
+        }
+        classes, labels = encode_labels(
+            {name: list(part[columns.label]) for name, part in chosen.items()},
+            columns.names,
+            origin=self.spec.title,
+        )
+        ids = unique_ids({name: [None] * len(part) for name, part in chosen.items()})
+        return Listing(
+            classes,
+            {
+                name: Part(ids[name], labels[name], _Fetch(part, columns.image))
+                for name, part in encoded.items()
+            },
+        )
+
+    def _parts(self, parts: Any) -> dict[str, Any]:
+        if not self.spec.parts:
+            return {part_name(name) or name: part for name, part in parts.items()}
+        wanted = {ours: str(theirs) for ours, theirs in self.spec.parts.items()}
+        missing = [name for name in wanted.values() if name not in parts]
+        if missing:
+            raise UserError(
+                f"{self.spec.title} has no split {', '.join(missing)}.",
+                f"It has: {', '.join(parts)}.",
+                "Change `parts:` of this source in the card.",
+            )
+        return {ours: parts[theirs] for ours, theirs in wanted.items()}
+
+
+@final
+class _Fetch:
+    """Row → encoded bytes or the path of the image."""
+
+    def __init__(self, part: Any, column: str) -> None:
+        self.part, self.column = part, column
+
+    def __call__(self, row: int) -> bytes | Path | None:
+        value = self.part[row][self.column]
+        if value is None or value.get("bytes") is not None:
+            return value and value["bytes"]
+        return Path(value["path"]) if value.get("path") else None
+
+
+def _described(feature: Any) -> dict[str, Any]:
+    kind = type(feature).__name__
+    return {"_type": kind, "names": feature.names} if kind == "ClassLabel" else {"_type": kind}
+
+
+def _kind(feature: Any) -> str:
+    kind = type(feature).__name__
+    if kind == "Image":
+        return "image"
+    stored = str(getattr(feature, "dtype", ""))
+    if stored in ("binary", "large_binary"):
+        return "binary"
+    if stored in ("string", "large_string"):
+        return "string"
+    return "integer" if "int" in stored else "other"
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def open_source(spec: SourceSpec, card: TaskCard, place: Place) -> AbstractSource:
+    """The source of a card's entry `hub: ORG/NAME`."""
+    return HubSource(spec, card, place)

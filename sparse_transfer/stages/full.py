@@ -1,0 +1,148 @@
+"""Full: fine-tune a checkpoint on one task with its mask held fixed and a new dense classifier.
+
+Source of the profile `paper-full`: arXiv 2111.13445, sections 2 and 7 of its protocol as the
+study's code runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparse_transfer import (
+    batchnorm,
+    checkpoint,
+    config,
+    data,
+    evaluation,
+    features,
+    inputs,
+    loop,
+    models,
+    plan,
+)
+from sparse_transfer.pruning.driver import FixedMask
+from sparse_transfer.seeds import derive
+from sparse_transfer.stages.context import Context
+from sparse_transfer.store import read_json
+
+_EVALUATION_BATCH = 128
+
+
+def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
+    """Fine-tune on the whole training part and score the last epoch on test; see `FullSpec`."""
+    spec = run.spec
+    assert isinstance(spec, plan.FullSpec)
+    task = data.open_task(spec.task, data_root=context.data_root, cache=context.cache)
+    lr = _learning_rate(spec.profile, task, parents)
+    tuned = fine_tune(
+        parents["checkpoint"] / "checkpoint", task, task.train, task.test, spec, lr, out, context
+    )
+    row = evaluation.row(
+        out,
+        "full",
+        ids=tuned["ids"],
+        labels=tuned["labels"],
+        logits=tuned["logits"],
+        classes=len(task.classes),
+        write=context.accelerator.is_main_process,
+        task=task.card.name,
+        metric=task.card.metric,
+        mode="full",
+        transfer_seed=spec.seed,
+        profile=spec.profile.name,
+        image_size=spec.preprocess.image_size,
+        split_hash=task.split_hash,
+        measured_sparsity=tuned["mask"]["measured_sparsity"],
+    )
+    return {
+        "rows": [row],
+        "lr": lr,
+        "training": tuned["training"],
+        "skipped": {task.card.name: dict(task.skipped)},
+        "manifest": {
+            "dtype": spec.profile.precision,
+            "seeds": {"upstream": run.subject.seed, "transfer": spec.seed},
+            "transform": tuned["transform"],
+            "split_hash": task.split_hash,
+            "mask_hash": tuned["mask"]["digest"],
+        },
+    }
+
+
+def fine_tune(
+    folder: Path,
+    task: data.Task,
+    train: data.Split,
+    scored: data.Split,
+    spec: plan.FullSpec,
+    lr: float,
+    out: Path | None,
+    context: Context,
+) -> dict[str, Any]:
+    """Fine-tune the checkpoint in `folder` on `train` and give logits on `scored`.
+
+    Args:
+        out: folder of the resume file; None trains without one.
+
+    Returns:
+        logits (n, classes), labels, ids, and facts of mask, transform and training.
+    """
+    profile, accelerator = spec.profile, context.accelerator
+    opened = checkpoint.open_checkpoint(folder)
+    model = opened.model
+    models.new_head(model, len(task.classes), derive(spec.seed, "transfer"))
+    model = model.to(accelerator.device)
+    transform = inputs.transform(spec.preprocess, opened.loaded, task, context.cache, profile)
+    if profile.bn == "recalibrated" and batchnorm.has_statistics(model):
+        still = transform.images(train, context.cache)
+        batchnorm.recalibrate(
+            model,
+            still,
+            images=len(still),
+            seed=derive(spec.seed, "calibration"),
+            accelerator=accelerator,
+        )
+    keeper = FixedMask(model, opened.masks)
+    trained = loop.train(
+        model,
+        inputs.AugmentedImages(
+            transform.images(train, context.cache, profile.augment), derive(spec.seed, "full")
+        ),
+        profile,
+        keeper=keeper,
+        seed=derive(spec.seed, "full"),
+        accelerator=accelerator,
+        resume=out,
+        progress=lambda done, total: context.progress.update("steps", done, total),
+        freeze_bn=profile.bn != "train",
+        lr=lr,
+    )
+    images = transform.images(scored, context.cache)
+    logits = features.logits(
+        model,
+        images,
+        accelerator=accelerator,
+        batch_size=_EVALUATION_BATCH,
+    )
+    return {
+        "logits": logits,
+        "labels": np.asarray(images.labels),
+        "ids": np.asarray(images.ids),
+        "mask": keeper.summary(),
+        "transform": transform.facts(),
+        "training": {"losses": list(trained.losses), "warnings": list(trained.warnings)},
+    }
+
+
+def _learning_rate(
+    profile: config.FullProfile, task: data.Task, parents: Mapping[str, Path]
+) -> float:
+    if "tune" in parents:
+        return float(read_json(parents["tune"] / "result.json")["lr"])
+    if profile.card_lr and task.card.paper is not None:
+        return task.card.paper.full_lr
+    return profile.optimizer.lr

@@ -1,0 +1,140 @@
+"""Weight files from outside: find them, read them without pickle, and name them by content.
+
+`.safetensors` is preferred; `.pth`, `.pt` and `.bin` are read with `weights_only=True` alone, which
+refuses everything but tensors and plain containers. Nothing here imports torch before it reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sparse_transfer.config import ModelSpec
+from sparse_transfer.errors import UserError
+from sparse_transfer.store import file_digest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LOCAL_DIR, HUB = "local-dir:", "hf-hub:"
+PICKLES = (".pth", ".pt", ".bin")
+# What the common training scripts wrap a state dict in.
+WRAPPERS = ("state_dict", "model_state_dict", "model")
+
+
+def content_hash(spec: ModelSpec) -> str | None:
+    """SHA-256 (hex) of the files that a model's weights come from, or None without such files.
+
+    A local file is named by its bytes, a `local-dir:` by all of its JSON and weight files. Random
+    weights and hub tags have no file of ours; they are named by architecture, seed and tag.
+
+    Raises:
+        UserError: a file or folder is named that is not there.
+    """
+    if spec.weights not in ("pretrained", "random"):
+        return file_digest(existing_file(spec.weights))
+    if spec.weights == "random" or not spec.name.startswith(LOCAL_DIR):
+        return None
+    folder = existing_folder(spec.name.removeprefix(LOCAL_DIR))
+    suffixes = (".json", ".safetensors", *PICKLES)
+    total = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in suffixes:
+            total.update(f"{path.name} {file_digest(path)}\n".encode())
+    return total.hexdigest()
+
+
+def existing_file(text: str) -> Path:
+    """The path of a weight file that the user named.
+
+    Raises:
+        UserError: there is no such file, or its ending is not one we read.
+    """
+    path = Path(text).expanduser()
+    if path.suffix not in (".safetensors", *PICKLES):
+        raise UserError(
+            f"'{text}' does not name any weights.",
+            "Weights are `pretrained`, `random`, or the path of a .safetensors or .pth file.",
+        )
+    if not path.is_file():
+        raise UserError(
+            f"The weights {text} cannot be opened.", "There is no such file.", "Check the path."
+        )
+    return path
+
+
+def existing_folder(text: str) -> Path:
+    """The folder of a `local-dir:` model.
+
+    Raises:
+        UserError: there is no such folder, or no config.json in it.
+    """
+    folder = Path(text).expanduser()
+    if not (folder / "config.json").is_file():
+        found = "It has no config.json." if folder.is_dir() else "There is no such folder."
+        raise UserError(
+            f"The model folder {text} cannot be opened.",
+            found,
+            "`local-dir:` takes a folder in timm's layout: config.json beside model.safetensors.",
+        )
+    return folder
+
+
+def in_folder(folder: Path) -> Path:
+    """The weight file of a model folder, safetensors first.
+
+    Raises:
+        UserError: the folder holds none.
+    """
+    preferred = [folder / name for name in ("model.safetensors", "pytorch_model.bin")]
+    endings = (".safetensors", *PICKLES)
+    others = [path for ending in endings for path in sorted(folder.glob(f"*{ending}"))]
+    for path in (*preferred, *others):
+        if path.is_file() and path.name != "mask.safetensors":
+            return path
+    raise UserError(
+        f"The model folder {folder} holds no weights.",
+        f"None of {', '.join(endings)} is in it.",
+        "Save the model again, or give `weights: random`.",
+    )
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file: parameter name → tensor on the CPU.
+
+    Wrappers (`state_dict`, `model`) and DistributedDataParallel's `module.` prefix are removed.
+
+    Raises:
+        UserError: the file is cut off, not a weight file, or holds more than tensors.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise UserError(
+            f"{path} cannot be read.",
+            f"The file is cut off or damaged ({error}).",
+            "Copy it again.",
+        ) from error
+    except Exception as error:  # torch.load raises what its unpickler and zip reader raise
+        raise UserError(
+            f"{path} cannot be read as plain weights.",
+            str(error).partition("\n")[0],
+            "Only files of tensors are opened, never pickled objects: save `model.state_dict()`.",
+        ) from error
+    for key in WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(map(torch.is_tensor, content.values())):
+        raise UserError(
+            f"{path} holds no state dict.",
+            f"It holds a {type(content).__name__} with other things than tensors.",
+            "Save `model.state_dict()`.",
+        )
+    return {name.removeprefix("module."): tensor for name, tensor in content.items()}

@@ -1,0 +1,184 @@
+"""What every pruning method must do, today's and tomorrow's: one test for each promise."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from sparse_transfer import plugins
+from sparse_transfer.config import Frozen
+from sparse_transfer.errors import UserError
+from sparse_transfer.pruning.driver import events_of
+from sparse_transfer.pruning.layers import prunable
+from sparse_transfer.pruning.masks import Masks
+from tests.pruning.training import (
+    CLASSES,
+    OPTIMIZERS,
+    copy_of,
+    make_pruner,
+    prune,
+    same,
+    small_cnn,
+    tiny_mobilenet,
+    train,
+)
+
+METHODS = plugins.names("pruner")
+STEPS = 24
+KEEP_DENSE = ("first_conv", "head", "depthwise")
+
+
+def timm_model(name: str, **kwargs: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model(name, num_classes=CLASSES, **kwargs)
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "small_cnn": (small_cnn, 8),
+    "mobilenet": (tiny_mobilenet, 16),
+    "test_resnet": (lambda: timm_model("test_resnet"), 32),
+    "test_vit": (lambda: timm_model("test_vit", img_size=32), 32),
+}
+
+
+def sparsity_for(method: str) -> float:
+    return 0.8 if plugins.load("pruner", method).has_target else 0.0
+
+
+def start_of(
+    method: str, model: nn.Module, sparsity: float, keep_dense: tuple[str, ...] = ()
+) -> Masks | None:
+    """None, or the masks of a sparse model for a method that refuses a dense one."""
+    loaded = plugins.load("pruner", method)
+    weights = {name: layer.numel() for name, layer in prunable(model, keep_dense).items()}
+    try:
+        events_of(loaded(loaded.Options()), sparsity=sparsity, weights=weights, total_steps=STEPS)
+    except UserError:
+        return prune(model, "magnitude", sparsity, 0, keep_dense=keep_dense).masks
+    return None
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_describes_itself(method: str) -> None:
+    loaded = plugins.load("pruner", method)
+    assert loaded.name == method
+    assert isinstance(loaded.version, int) and loaded.version >= 1
+    assert issubclass(loaded.Options, Frozen)
+    assert loaded.Options.__doc__
+    assert plugins.summary("pruner", method).endswith(".")
+    assert len(plugins.summary("pruner", method)) <= 100
+
+
+@pytest.mark.parametrize("model_name", MODELS)
+@pytest.mark.parametrize("method", METHODS)
+def test_it_reaches_its_target_and_touches_nothing_else(method: str, model_name: str) -> None:
+    make, size = MODELS[model_name]
+    model, target = make(), sparsity_for(method)
+    start = start_of(method, model, target, KEEP_DENSE)
+    pruner = make_pruner(model, method, target, STEPS, keep_dense=KEEP_DENSE, masks=start)
+    layers = prunable(model, KEEP_DENSE)
+    dense = [p for name, p in model.named_parameters() if name not in layers]
+    bound = OPTIMIZERS["nesterov"](model.parameters())
+    pruner.bind(bound)
+    after_step = pruner.after_step
+
+    def watched(step: int) -> None:
+        before = [p.detach().clone() for p in dense]
+        after_step(step)
+        assert all(torch.equal(a, b) for a, b in zip(before, dense, strict=True))
+
+    def zeros(step: int) -> None:
+        if pruner.masks is not None:
+            assert min(pruner.masks.counts().values()) >= 1
+            for name, mask in pruner.masks.items():
+                weight = model.get_parameter(name)
+                assert not weight.detach().masked_fill(mask, 0).any()
+                momentum = bound.state[weight]["momentum_buffer"]
+                assert not momentum.masked_fill(mask, 0).any()
+
+    pruner.after_step = watched  # type: ignore[method-assign]
+    pruner.start()
+    train(model, pruner, bound, range(1, STEPS + 1), size=size, after_step=zeros)
+    pruner.finish()
+    summary = pruner.summary()
+    if target:
+        assert pruner.masks is not None
+        assert list(pruner.masks) == list(layers)
+        assert pruner.masks.kept() == round(pruner.masks.total * (1 - target))
+        assert summary["target_sparsity"] == target
+        assert all(event["sparsity"] <= target for event in summary["events"])
+    if pruner.masks is not None:
+        assert summary["measured_sparsity"] == pytest.approx(pruner.masks.sparsity(), abs=1e-12)
+        assert summary["digest"] == pruner.masks.digest()
+        assert summary["kept_weights"] == sum(v["kept"] for v in summary["layers"].values())
+    assert list(dict(model.named_parameters())) == list(dict(make().named_parameters()))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_seed_gives_the_same_bits(method: str) -> None:
+    runs = []
+    for _ in range(2):
+        model = small_cnn()
+        start = start_of(method, model, sparsity_for(method))
+        pruner = prune(model, method, sparsity_for(method), STEPS, seed=3, masks=start)
+        runs.append((pruner.summary()["digest"], copy_of(model)))
+    assert runs[0][0] == runs[1][0] and same(runs[0][1], runs[1][1])
+
+
+@pytest.mark.parametrize("optimizer", ["nesterov", "adamw"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_resumed_run_equals_an_uninterrupted_one(method: str, optimizer: str) -> None:
+    whole, sparsity = small_cnn(), sparsity_for(method)
+    start = start_of(method, whole, sparsity)
+    expected = prune(whole, method, sparsity, STEPS, optimizer=optimizer, masks=start)
+    for stop in (3, 11, 17):
+        model = small_cnn()
+        pruner = make_pruner(model, method, sparsity, STEPS, masks=start)
+        bound = OPTIMIZERS[optimizer](model.parameters())
+        pruner.bind(bound)
+        pruner.start()
+        train(model, pruner, bound, range(1, stop + 1))
+        saved = copy.deepcopy((model.state_dict(), bound.state_dict(), pruner.state_dict()))
+
+        model = small_cnn(seed=1)
+        pruner = make_pruner(model, method, sparsity, STEPS, masks=start)
+        model.load_state_dict(saved[0])
+        bound = OPTIMIZERS[optimizer](model.parameters())
+        bound.load_state_dict(saved[1])
+        pruner.load_state_dict(saved[2])
+        pruner.bind(bound)
+        train(model, pruner, bound, range(stop + 1, STEPS + 1))
+        pruner.finish()
+        assert same(copy_of(whole), copy_of(model))
+        assert pruner.summary() == expected.summary()
+
+
+@pytest.mark.parametrize("steps", [0, STEPS])
+@pytest.mark.parametrize(
+    "method", [name for name in METHODS if plugins.load("pruner", name).has_target]
+)
+def test_sparsity_zero_is_plain_training(method: str, steps: int) -> None:
+    pruned, plain = small_cnn(), small_cnn()
+    pruner = prune(pruned, method, 0.0, steps)
+    train(plain, None, OPTIMIZERS["sgd"](plain.parameters()), range(1, steps + 1))
+    assert same(copy_of(pruned), copy_of(plain))
+    assert pruner.masks is None and pruner.summary()["measured_sparsity"] == 0
+
+
+@pytest.mark.parametrize(
+    "method", [name for name in METHODS if plugins.load("pruner", name).has_target]
+)
+def test_no_layer_is_ever_empty(method: str) -> None:
+    model = small_cnn()
+    with torch.no_grad():
+        model.get_parameter("3.weight").mul_(1e-6)  # global rankings would remove it all
+    pruner = prune(model, method, 0.995, STEPS, masks=start_of(method, model, 0.995))
+    assert pruner.masks is not None
+    assert pruner.masks.kept() == 8
+    assert min(pruner.masks.counts().values()) >= 1
