@@ -54,9 +54,9 @@ def shape(label: int, number: int) -> np.ndarray:
     x, y = _frame(random, shift=0.9 - 0.9 * radius, turn=np.pi / 6, stretch=0.2)
     x, y = x / radius, y / radius
     inside = _mask(_OUTLINES[OUTLINES[outline]](x, y) * radius)[..., None]
-    bright, dark = _colour(random, 0.55, 1.0), _colour(random, 0.0, 0.45)
+    bright, middle = _colour(random, 0.65, 1.0), _colour(random, 0.35, 0.65)
     share = _FILLS[FILLS[fill]](x, y, random)[..., None]
-    image = image * (1 - inside) + inside * (bright * (1 - share) + dark * share)
+    image = image * (1 - inside) + inside * (bright * (1 - share) + middle * share)
     return _finish(image, random, noise=0.05)
 
 
@@ -71,11 +71,10 @@ def texture(label: int, number: int) -> np.ndarray:
         (32, 32, 3) uint8 RGB.
     """
     random = np.random.Generator(np.random.PCG64([2, number]))
-    x, y = _frame(random, shift=1.0, turn=np.pi, stretch=0.3)
+    x, y = _frame(random, shift=1.0, turn=np.pi / 4, stretch=0.2)
     share = _TEXTURES[TEXTURE_CLASSES[label]](x, y, random)[..., None]
     image = _colour(random, 0.0, 0.5) * (1 - share) + _colour(random, 0.5, 1.0) * share
-    image = _blend(image, _bar(random), _colour(random, 0.2, 0.8), 0.6)
-    return _finish(image, random, noise=0.06)
+    return _finish(image, random, noise=0.05)
 
 
 def _between(random: np.random.Generator, low: float, high: float) -> float:
@@ -101,7 +100,7 @@ def _background(random: np.random.Generator) -> np.ndarray:
     """A gradient between two colours in a random direction."""
     angle = _between(random, 0.0, 2 * np.pi)
     slope = 0.5 + 0.35 * (np.cos(angle) * _X + np.sin(angle) * _Y)
-    first, second = _colour(random, 0.0, 0.5), _colour(random, 0.0, 0.5)
+    first, second = _colour(random, 0.0, 0.4), _colour(random, 0.0, 0.4)
     return first * (1 - slope[..., None]) + second * slope[..., None]
 
 
@@ -181,7 +180,7 @@ _FILLS: dict[str, Callable[[np.ndarray, np.ndarray, np.random.Generator], np.nda
 
 
 def _banded(x: np.ndarray, y: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    return _wave(_between(random, 6.0, 12.0) * x + _phase(random))
+    return _wave(_between(random, 6.0, 10.0) * x + _phase(random))
 
 
 def _blotched(x: np.ndarray, y: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -193,7 +192,7 @@ def _blotched(x: np.ndarray, y: np.ndarray, random: np.random.Generator) -> np.n
 
 
 def _bricked(x: np.ndarray, y: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    rate = _between(random, 1.6, 2.6)
+    rate = _between(random, 1.3, 2.0)
     row = y * rate + _between(random, 0.0, 1.0)
     column = x * rate * 0.55 + 0.5 * (np.floor(row) % 2) + _between(random, 0.0, 1.0)
     joint = np.minimum(_to_edge(row), _to_edge(column) / 0.55)
@@ -201,19 +200,19 @@ def _bricked(x: np.ndarray, y: np.ndarray, random: np.random.Generator) -> np.nd
 
 
 def _chequered(x: np.ndarray, y: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    rate = _between(random, 4.5, 9.0)
+    rate = _between(random, 4.0, 7.0)
     return _wave_product(rate * x + _phase(random), rate * y + _phase(random))
 
 
 def _dotted(x: np.ndarray, y: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    rate = _between(random, 1.6, 2.8)
+    rate = _between(random, 1.2, 2.0)
     column, row = rate * x + _between(random, 0.0, 1.0), rate * y + _between(random, 0.0, 1.0)
     distance = np.hypot(column % 1.0 - 0.5, row % 1.0 - 0.5)
     return np.clip((0.3 - distance) * 8 + 0.5, 0.0, 1.0)
 
 
 def _grid(x: np.ndarray, y: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    rate = _between(random, 1.4, 2.6)
+    rate = _between(random, 1.1, 1.8)
     column, row = rate * x + _between(random, 0.0, 1.0), rate * y + _between(random, 0.0, 1.0)
     return np.clip((np.minimum(_to_edge(column), _to_edge(row)) - 0.1) * 8, 0.0, 1.0)
 

@@ -26,15 +26,15 @@ def estimate(
     """
     seconds: dict[str, float] = {}
     size: dict[str, int] = {}
-    speeds: dict[tuple[config.ModelSpec, int], _Speed] = {}
+    speeds: dict[str, _Speed] = {}
     sizes: dict[config.TaskRef, tuple[int, int, int]] = {}
     for run in made.runs:
         spec, root = run.spec, run.parents.get("checkpoint", run)
         assert isinstance(root.spec, plan.PruneSpec)
         pixels = spec.image_size if isinstance(spec, plan.BenchSpec) else spec.preprocess.image_size
-        key = (root.spec.model, pixels)
+        key = f"{root.spec.model!r} {pixels}"
         if key not in speeds:
-            speeds[key] = _Speed(*key)
+            speeds[key] = _Speed(root.spec.model, pixels)
         speed = speeds[key]
         if isinstance(spec, plan.BenchSpec):
             calls = 2 * (spec.bench.repeats + 4) * len(spec.bench.backends)

@@ -97,7 +97,8 @@ def epoch_batches(
 def steps_per_epoch(n: int, training: config.Training, smallest: int = 2) -> int:
     """Optimizer steps of one full epoch over `n` examples."""
     batches = math.ceil(n / training.batch_size)
-    if batches > 1 and 0 < n % training.batch_size < smallest:
+    last = n % training.batch_size or training.batch_size
+    if batches > 1 and last < smallest:
         batches -= 1
     return math.ceil(batches / training.accumulation)
 

@@ -15,7 +15,7 @@ from timm.models import (
     list_pretrained,
 )
 
-from sparse_transfer import hub, weights
+from sparse_transfer import hub, small_models, weights  # noqa: F401 - registers our models
 from sparse_transfer.config import ModelSpec
 from sparse_transfer.errors import UserError, unknown_name
 from sparse_transfer.store import read_json

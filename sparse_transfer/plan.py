@@ -13,11 +13,11 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 from sparse_transfer import config, plugins, store
 from sparse_transfer.errors import UserError
+from sparse_transfer.weights import content_hash
 
 # Raised when an unchanged configuration no longer gives the numbers it gave before.
 RESULTS_VERSION = 1
@@ -337,7 +337,7 @@ def _task(ref: config.TaskRef, hashes: dict[config.TaskRef, str]) -> dict[str, A
 
 def _model(model: config.ModelSpec) -> dict[str, Any]:
     """A model by what it is: outside files by their content, never by their path."""
-    outside = outside_digest(model)
+    outside = content_hash(model)
     described = _plain(model)
     if outside is not None:
         described["weights_digest"] = outside
@@ -352,27 +352,3 @@ def _plain(model: config.Frozen, without: set[str] | None = None) -> dict[str, A
     return model.model_dump(
         mode="json", exclude_defaults=True, exclude=_NOT_IDENTITY | (without or set())
     )
-
-
-def outside_digest(model: config.ModelSpec) -> str | None:
-    """SHA-256 over the weight files that a model names, or None where its name says it all.
-
-    Raises:
-        UserError: the file or folder does not exist.
-    """
-    if model.name.startswith("local-dir:"):
-        folder = Path(model.name.removeprefix("local-dir:"))
-        if not folder.is_dir():
-            raise UserError(f"The model folder {folder} does not exist.")
-        return store.digest(
-            {path.name: store.file_digest(path) for path in sorted(folder.glob("*.*"))}
-        )
-    if model.weights in ("pretrained", "random"):
-        return None
-    path = Path(model.weights).expanduser()
-    if not path.is_file():
-        raise UserError(
-            f"The weights file {path} of model {model.name} does not exist.",
-            hint="Give the path of a .safetensors or .pth file, or `pretrained`, or `random`.",
-        )
-    return store.file_digest(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from sparse_transfer import config, data, loop, models, plan, plugins
+from sparse_transfer import config, data, loop, models, plan, plugins, weights
 from sparse_transfer.errors import UserError
 from sparse_transfer.pruning.driver import events_of
 from sparse_transfer.pruning.layers import prunable
@@ -67,7 +67,7 @@ def _methods(
         where = f"{arm.name}, {method.title}"
         try:
             options = plan.options_of(method)
-            plan.outside_digest(method.model or spec)
+            weights.content_hash(method.model or spec)
             loaded = models.skeleton(
                 method.model or spec,
                 num_classes=classes,

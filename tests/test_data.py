@@ -240,12 +240,31 @@ def test_image_of_a_damaged_file_is_a_user_error(birds, tmp_path: Path) -> None:
         opened(ref, tmp_path).train.image(0)
 
 
+# Recorded once: a change here makes every earlier result of the task incomparable.
+FROZEN_BUILT_IN = {"digits": "d401ca3fc3c2", "shapes": "8c606e839a7a", "textures": "1b265209854f"}
+FROZEN_REAL = {
+    "caltech101_8shot": "82f363a3e379",
+    "cifar10_jpeg": "4711f60499a9",
+    "clothing_small": "6da25dec65f7",
+    "dtd_first10": "3f22931d8fef",
+    "flowers_12": "46fe583086be",
+    "imagenet1k_halves": "d2940ff1f06d",
+    "imagenet1k_sample": "158769d13166",
+    "pets_sample": "82921608c4c7",
+    "sign_digits": "e1505d33484f",
+}
+FROZEN_DIGITS_SUBSET = "fad3a143beb1"
+
+
+def test_frozen_splits_of_built_in_tasks(tmp_path: Path) -> None:
+    found = {name: data.split_hash(TaskRef(name=name), None, tmp_path) for name in FROZEN_BUILT_IN}
+    assert {name: value[:12] for name, value in found.items()} == FROZEN_BUILT_IN
+    subset = TaskRef(name="digits", train_images=300, validation=0.2)
+    assert data.split_hash(subset, None, tmp_path)[:12] == FROZEN_DIGITS_SUBSET
+
+
 @pytest.mark.real
-def test_frozen_hashes_of_real_and_built_in_tasks(shared: Path, tmp_path: Path) -> None:
-    # recorded once: a change here makes every earlier result of the task incomparable
+def test_frozen_splits_of_real_tasks(shared: Path, tmp_path: Path) -> None:
     root = shared / "data" / "datasets"
-    found = {name: data.split_hash(TaskRef(name=name), root, tmp_path)[:12] for name in FROZEN}
-    assert found == FROZEN
-
-
-FROZEN = {}
+    found = {name: data.split_hash(TaskRef(name=name), root, tmp_path) for name in FROZEN_REAL}
+    assert {name: value[:12] for name, value in found.items()} == FROZEN_REAL

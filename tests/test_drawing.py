@@ -37,7 +37,8 @@ def test_pixels_alone_say_little(draw, classes) -> None:
     flat = pixels.reshape(count, -1) / 255 - 0.5
     half = count // 2
     fitted = RidgeClassifier(alpha=1000).fit(flat[:half], labels[:half])
-    assert fitted.score(flat[half:], labels[half:]) < 3 / len(classes)
+    # a small convolutional network reaches about 0.9 on the shapes
+    assert fitted.score(flat[half:], labels[half:]) < 0.35
 
 
 def test_classes_have_different_names() -> None:

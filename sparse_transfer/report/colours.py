@@ -39,18 +39,24 @@ def assign(methods: Iterable[str]) -> Looks:
     """The (colour, marker) of each method: by name alone as long as no two names collide.
 
     Known methods have a place of their own; any other name is placed by its hash, at the next
-    free place where that one is taken. More methods than colours share colours.
+    free place where that one is taken. More methods than colours share colours, not markers.
     """
     names = sorted(set(methods))
-    places = {name: KNOWN.index(name) for name in names if name in KNOWN}
-    for name in names:
-        if name not in places and name not in FIXED:
-            start = hashlib.sha256(name.encode()).digest()[0] % len(PALETTE)
+    known = [name for name in KNOWN if name in names]
+    others = [name for name in names if name not in KNOWN and name not in FIXED]
+    taken: list[int] = []
+    looks: Looks = {name: (FIXED[name], "o") for name in names if name in FIXED}
+    for name in [*known, *others]:
+        if name in KNOWN:
+            place = KNOWN.index(name)
+        else:
+            start = hashlib.sha256(name.encode()).digest()[0]
             order = [(start + step) % len(PALETTE) for step in range(len(PALETTE))]
-            free = [place for place in order if place not in places.values()]
-            places[name] = (free or order)[0]
-    chosen = {name: (PALETTE[place], MARKERS[place]) for name, place in places.items()}
-    return chosen | {name: (FIXED[name], "o") for name in names if name in FIXED}
+            place = min(order, key=taken.count)
+        marker = MARKERS[(place + taken.count(place)) % len(MARKERS)]
+        looks[name] = (PALETTE[place], marker)
+        taken.append(place)
+    return looks
 
 
 def variable(colour: str) -> str:

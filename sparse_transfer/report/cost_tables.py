@@ -6,6 +6,7 @@ and threads; the others say so in words. The theoretical ratio counts MACs with 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from sparse_transfer.report.cells import Column, Table, slug, with_values
 from sparse_transfer.statistics.intervals import t_interval
 
 REGIME = ["backend", "device", "threads", "batch_size", "image_size"]
+NUMBERS = ("median_s", "p10_s", "p90_s", "speedup", "speedup_low", "speedup_high", "mac_ratio")
 NO_ZEROS = "does not use zeros"
 COLUMNS = (
     Column("model", "model", choice=True),
@@ -41,6 +43,7 @@ def measurements(bench: pd.DataFrame) -> pd.DataFrame:
     zeros; `measured` says in words what is to be shown. The interval is over upstream seeds, or
     that of the measurement itself where there is one seed.
     """
+    bench = bench.assign(**{name: _numbers(bench, name) for name in NUMBERS})
     rows = []
     by = ["arm", "model", "method", "sparsity", *REGIME]
     for key, part in bench.groupby(by, sort=False, dropna=False):
@@ -63,19 +66,17 @@ def speedup_table(measured: pd.DataFrame, *, arm: str, held_fixed: str) -> Table
     notes = ()
     if silent:
         notes = (
-            f"{' and '.join(silent)}: {NO_ZEROS}; a pruned model computes as much as a dense one, "
-            "so no ratio is given.",
+            f"Backend {' and '.join(silent)}: {NO_ZEROS}; a pruned model computes as much as a "
+            "dense one, so no ratio is given.",
         )
-    return Table(
-        f"speed-{slug(arm)}", f"Time per batch, {arm}", part, columns, "", notes, held_fixed
-    )
+    return Table(f"speed-{slug(arm)}", "Time per batch", part, columns, "", notes, held_fixed)
 
 
 def regime(row: Mapping[str, Any]) -> str:
     """Backend, device, threads and batch in words."""
     threads = int(row["threads"])
     words = f"{threads} thread{'s' if threads != 1 else ''}"
-    return f"{row['backend']}, {row['device']}, {words}, batch {int(row['batch_size'])}"
+    return f"{row['backend']} backend, {row['device']}, {words}, batch {int(row['batch_size'])}"
 
 
 def uses_zeros(value: object) -> bool:
@@ -91,6 +92,13 @@ def theoretical(mac_ratios: pd.Series, method: str) -> float:
     return 1 / ratio if ratio > 0 and method != "dense" else float("nan")
 
 
+def _numbers(bench: pd.DataFrame, name: str) -> pd.Series:
+    """A column as numbers; what is not there (no dense model beside it) is missing."""
+    if name not in bench:
+        return pd.Series(float("nan"), index=bench.index)
+    return pd.to_numeric(bench[name]).astype(float)
+
+
 def _speedup(part: pd.DataFrame, row: Mapping[str, Any]) -> dict[str, Any]:
     nothing = dict.fromkeys(("speedup", "speedup_low", "speedup_high"), float("nan"))
     if row["method"] == "dense":
@@ -100,6 +108,8 @@ def _speedup(part: pd.DataFrame, row: Mapping[str, Any]) -> dict[str, Any]:
     if len(part) == 1:
         ratio, low, high = (float(part[name].iloc[0]) for name in nothing)
     else:
-        ratio, low, high = t_interval(part["speedup"].to_numpy(dtype=float))
+        ratio, low, high = t_interval(part["speedup"].dropna().to_numpy())
+    if math.isnan(ratio):
+        return nothing | {"measured": ""}
     words = f"{ratio:.2f}×" + (f" [{low:.2f}, {high:.2f}]" if low == low else "")
     return dict(zip(nothing, (ratio, low, high), strict=True)) | {"measured": words}

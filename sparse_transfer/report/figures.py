@@ -313,12 +313,13 @@ def layer_lines(
     """
     figure, axes = _panel(title, f"{what}, %", bottom=0.62)
     ends = []
-    for method, part in frame.sort_values("place").groupby("method"):
+    known = frame.dropna(subset=[column])
+    for method, part in known.sort_values("place").groupby("method"):
         colour, marker = looks[str(method)]
         y = [100 * value for value in part[column]]
         axes.plot(part["place"] + 1, y, color=colour, marker=marker, markersize=3.5, linewidth=1.2)
         ends.append((y[-1], str(method), colour))
-    axes.set_ylim(0, 105 * float(frame[column].max()) or 1.0)
+    axes.set_ylim(0, 105 * float(known[column].max()) or 1.0)
     axes.grid(visible=False, axis="x")
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.set_xlabel("layer, from input to output")

@@ -79,7 +79,6 @@ def drawings(layers: pd.DataFrame, looks: Looks, *, arm: str) -> tuple[Drawing, 
                 layer_lines(
                     some,
                     looks,
-                    looks,
                     name=f"dead-{stem}",
                     title=where,
                     caption=f"Output channels whose weights are all zero; {over}.",
@@ -110,4 +109,4 @@ def table(layers: pd.DataFrame, *, arm: str) -> Table:
     if frame["model"].nunique() == 1:
         columns = tuple(column for column in columns if column.key != "model")
     note = "A dead channel is an output channel all of whose weights are zero; classifier excluded."
-    return Table(f"layers-{slug(arm)}", f"Weights and channels, {arm}", frame, columns, "", (note,))
+    return Table(f"layers-{slug(arm)}", "Weights and channels", frame, columns, "", (note,))

@@ -158,10 +158,8 @@ def summary_table(
     own = group.of(contrasts) if len(contrasts) else contrasts
     frame["ahead_of"] = [_ahead_of(own, *cell) for cell in cells]
     speed, notes = _measured_columns(frame, measured, group)
-    frame["verdict_short"], frame["effect"] = frame["verdict"], _effects(frame)
-    marked = frame["probe_dependent"].fillna(False).astype(bool)
-    frame.loc[marked, "verdict_short"] += "; probe-dependent"
-    frame.loc[dense, "verdict_short"] = "reference"
+    frame["effect"] = _effects(frame)
+    frame["verdict_short"] = [_verdict(row) for row in records(frame)]
     frame = frame.sort_values(["sparsity", "method"], kind="stable")
     columns = with_values(frame, (*SUMMARY, *speed, *AFTER_SPEED))
     return Table(
@@ -273,7 +271,7 @@ def _measured_columns(
     if not columns and len(silent):
         names = " and ".join(sorted(silent["backend"].unique()))
         frame["measured"] = ["" if dense else NO_ZEROS for dense in frame["is_dense"]]
-        columns.append(Column("measured", f"measured speedup, {names}"))
+        columns.append(Column("measured", f"measured speedup, backend {names}"))
     return tuple(columns), words
 
 
@@ -286,6 +284,16 @@ def _speeds(part: pd.DataFrame) -> Iterator[tuple[str, float, float, float, floa
             row["speedup_low"],
             row["speedup_high"],
         )
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    if row["is_dense"]:
+        return "reference"
+    is_known = math.isfinite(row["mor"])
+    words = [row["verdict"] or ("not decided" if is_known else "")]
+    if row["probe_dependent"] is True:
+        words.append("probe-dependent")
+    return "; ".join(word for word in words if word)
 
 
 def _effects(frame: pd.DataFrame) -> list[str]:

@@ -235,9 +235,12 @@ def _speed(arm: str, model: str, measured: pd.DataFrame) -> str:
     if own.empty:
         return ""
     if used.empty:
-        names = _listed(sorted(own["backend"].unique()))
-        verb = "do not use zeros" if own["backend"].nunique() > 1 else "does not use zeros"
-        return f"Measured time: {names} {verb}, so no time is saved there."
+        names = sorted(own["backend"].unique())
+        several = len(names) > 1
+        subject = (
+            f"the backend{'s' if several else ''} {_listed(names)} do{'' if several else 'es'}"
+        )
+        return f"Measured time: {subject} not use zeros, so no time is saved there."
     best = max(records(used), key=lambda row: row["speedup"])
     return (
         f"Measured time: up to {best['speedup']:.2f}× faster than dense ({best['method']} "

@@ -248,7 +248,7 @@ class _Maker:
                 )
                 if own[name].ne("").any()
             ]
-        return "; ".join(str(line) for line in lines)
+        return " ".join(f"{str(line).rstrip('.;')}." for line in lines)
 
     def _summary(self, place: tuple[str, str], comparison: Comparison) -> Iterator[Table]:
         upstream = self.frame[self.frame["mode"] == "upstream"]
@@ -351,7 +351,8 @@ class _Maker:
                 drawings = tuple(self._pareto_time(arm))
                 held = self._held(arm)
                 table = cost_tables.speedup_table(self.measured, arm=arm, held_fixed=held)
-                yield Part("", drawings, (table,) if len(table.frame) else ())
+                title = f"{arm}: measured time" if len(arms) > 1 else ""
+                yield Part(title, drawings, (table,) if len(table.frame) else ())
 
     def _pareto_macs(self, place: tuple[str, str]) -> Iterator[Drawing]:
         for group, rows in self._errors(self._of(place)):

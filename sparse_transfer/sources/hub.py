@@ -153,8 +153,7 @@ def _described(feature: Any) -> dict[str, Any]:
 
 
 def _kind(feature: Any) -> str:
-    kind = type(feature).__name__
-    if kind == "Image":
+    if type(feature).__name__ == "Image" or (isinstance(feature, dict) and "bytes" in feature):
         return "image"
     stored = str(getattr(feature, "dtype", ""))
     if stored in ("binary", "large_binary"):

@@ -96,6 +96,8 @@ def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context)
         std=transform.std,
         interpolation=transform.interpolation,
         input_size=(3, spec.preprocess.image_size, spec.preprocess.image_size),
+        crop_pct=_crop_share(spec.preprocess),
+        crop_mode="center" if spec.preprocess.crop == "center" else "squash",
     )
     if context.accelerator.is_main_process:
         checkpoint.save(out / "checkpoint", loaded, model, masks.masks, record)
@@ -119,6 +121,13 @@ def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context)
     }
 
 
+def _crop_share(preprocess: config.Preprocess) -> float:
+    """timm's crop_pct: the crop's side over the shorter side that it is cut from."""
+    if preprocess.crop == "none":
+        return 1.0
+    return preprocess.image_size / preprocess.shorter_side
+
+
 class _Pruned:
     """What pruning left: masks, the method's summary, facts of the training."""
 
@@ -134,7 +143,7 @@ def _load(spec: plan.PruneSpec, num_classes: int | None) -> tuple[models.LoadedM
         spec.model,
         num_classes=num_classes,
         image_size=spec.preprocess.image_size,
-        seed=derive(spec.seed, "init"),
+        seed=spec.seed,
     )
     log.info("    model: %s", loaded.title)
     given = None

@@ -101,8 +101,8 @@ def compare(
             upstream_seed, task, split_hash, transfer_seed, metric, value are needed. The reference
             is the method called "dense". A null upstream seed counts as seed 0.
         predictions: loads the predictions of a row (a dict of its columns); without it there are
-            no intervals over test examples. Each file is read once per compared sparsity of its
-            cell, dense files once per set of paired seeds.
+            no intervals over test examples. Rows whose column `predictions` is null (imported
+            ones) have none. Sparse files are read once, dense ones once per set of paired seeds.
         margin: relative error; an interval inside ±margin is *equivalent*.
         confidence: of all intervals.
         resamples: test sets drawn per task for intervals over test examples.
@@ -167,6 +167,8 @@ class _Examples:
         dense = self.group.dense
         if self.load is None or dense is None or cell == dense:
             return None
+        if not (self._are_stored(dense, task) and self._are_stored(cell, task)):
+            return None
         key = (task, tuple(seeds))
         if key not in self.dense:
             self.dense[key] = self._errors(self.load, dense, task, seeds)
@@ -179,6 +181,12 @@ class _Examples:
             # Test sets of different tasks are independent, so their draws must be.
             seed=derive(self.seed, *task),
         )
+
+    def _are_stored(self, cell: Cell, task: Task) -> bool:
+        frame = self.group.frame
+        if "predictions" not in frame.columns:
+            return True
+        return bool(frame["predictions"].iloc[self.group.runs(cell, task)].notna().all())
 
     def _errors(
         self, load: LoadPredictions, cell: Cell, task: Task, seeds: list[int]
@@ -314,8 +322,10 @@ def _t_spread(over: str, sample: NDArray[np.float64], confidence: float) -> _Spr
 
 
 def _mean_replicates(boots: Sequence[ExampleBootstrap | None]) -> NDArray[np.float64] | None:
-    """Replicates of the mean over the tasks that have a ratio; None without predictions."""
+    """Replicates of the mean over the tasks that have a ratio; None where predictions lack."""
     known = [boot.replicates for boot in boots if boot is not None]
+    if len(known) < len(boots):
+        return None  # a mean over fewer tasks would be another quantity
     usable = [replicates for replicates in known if not np.isnan(replicates).any()]
     return np.mean(usable, axis=0) if usable else None
 

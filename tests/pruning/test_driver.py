@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from sparse_transfer.pruning.criteria import Stage, magnitude, remove
 from sparse_transfer.pruning.driver import FixedMask, Pruner, events_of
 from sparse_transfer.pruning.layers import prunable
 from sparse_transfer.pruning.masks import Masks, keeps_zeros
-from sparse_transfer.pruning.method import AbstractMethod, Event, Target
+from sparse_transfer.pruning.method import AbstractMethod, Event, Need, Scene, Target
 from tests.pruning.training import (
     OPTIMIZERS,
     copy_of,
@@ -101,7 +102,7 @@ def test_any_small_net_ends_exactly_at_its_target(
 class Drifting(torch.optim.SGD):
     """An optimizer that moves weights without a gradient, and has a buffer of its own."""
 
-    def step(self, closure=None):  # noqa: ANN001, ANN201
+    def step(self, closure: Any = None) -> None:
         super().step(closure)
         for group in self.param_groups:
             for p in group["params"]:
@@ -293,10 +294,10 @@ class Swap(AbstractMethod[Frozen]):
     name, version, Options = "swap", 1, Frozen
 
     def schedule(self, target: Target) -> dict[int, Event]:
-        def start(scene):  # noqa: ANN001, ANN202
+        def start(scene: Scene) -> Masks:
             return remove(scene.masks, [Stage(magnitude(scene.weights))], target.sparsity, "global")
 
-        def invert(scene):  # noqa: ANN001, ANN202
+        def invert(scene: Scene) -> Masks:
             return Masks({name: ~mask for name, mask in scene.masks.items()})
 
         return {
@@ -332,6 +333,53 @@ def test_regrown_weights_start_at_zero_and_an_event_may_skip_the_optimizer() -> 
     pruner.finish()
     assert dropped is not None and pruner.masks is not None
     assert torch.equal(weight != 0, ~dropped["1.weight"])
+
+
+class Looking(AbstractMethod[Frozen]):
+    """Prunes at once, then keeps what an event at step 1 is shown."""
+
+    name, version, Options = "looking", 1, Frozen
+
+    def schedule(self, target: Target) -> dict[int, Event]:
+        def start(scene: Scene) -> Masks:
+            return remove(scene.masks, [Stage(magnitude(scene.weights))], target.sparsity, "global")
+
+        def look(scene: Scene) -> Masks:
+            self.seen = scene
+            return scene.masks
+
+        needs: frozenset[Need] = frozenset({"gradients", "forward_weights"})
+        return {
+            0: Event("prune", target.sparsity, start),
+            1: Event("look", target.sparsity, look, needs=needs),
+        }
+
+
+def test_an_event_sees_dense_unclipped_gradients_and_the_weights_that_gave_them() -> None:
+    model, method = small_cnn(), Looking(Frozen())
+    pruner = Pruner(
+        model,
+        method=method,
+        sparsity=0.8,
+        layers=prunable(model),
+        total_steps=1,
+        steps_per_epoch=1,
+        seed=0,
+    )
+    bound = OPTIMIZERS["sgd"](model.parameters())
+    pruner.bind(bound)
+    pruner.start()
+    reference = copy.deepcopy(model)
+    train(reference, None, torch.optim.SGD(reference.parameters(), lr=0.0), range(1, 2))
+    train(model, pruner, bound, range(1, 2), clip=1e-3)
+    assert pruner.masks is not None
+    for name, mask in pruner.masks.items():
+        expected = reference.get_parameter(name)
+        assert expected.grad is not None and expected.grad[~mask].any()
+        assert torch.equal(method.seen.gradients[name], expected.grad)
+        assert torch.equal(method.seen.forward_weights[name], expected)
+        assert torch.equal(method.seen.weights[name], model.get_parameter(name))
+        assert not torch.equal(method.seen.weights[name], expected)
 
 
 class SoftThreshold(nn.Module):

@@ -25,6 +25,7 @@ def test_special_entries_on_a_plain_model() -> None:
     mobile = prunable(tiny_mobilenet(), ["first_conv", "head", "depthwise"])
     assert list(mobile) == ["2.0.weight", "2.6.weight", "3.0.weight", "3.6.weight"]
     assert len(prunable(small_cnn(), ["depthwise"])) == 3  # none there, and that is fine
+    assert list(prunable(nn.Conv2d(1, 4, 3), ["depthwise"])) == ["weight"]  # grey images
 
 
 def test_special_entries_on_timm_models() -> None:

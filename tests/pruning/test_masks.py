@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -150,3 +151,22 @@ def test_apply_masks_a_copy_of_the_weights_by_name() -> None:
     masks.apply(average.module.named_parameters())
     assert torch.equal(average.module.weight != 0, masks["weight"])
     assert torch.count_nonzero(average.module.bias) == 3
+
+
+def test_masks_hold_under_distributed_data_parallel(tmp_path: Path) -> None:
+    linear, masks = masked_linear()
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1
+    )
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(linear)
+        optimizer = OPTIMIZERS["sgd"](wrapped.parameters())
+        enforce(masks, linear, optimizer)
+        for _ in range(3):
+            optimizer.zero_grad()
+            wrapped(torch.randn(4, 3)).square().sum().backward()
+            mask_gradients(masks, linear)
+            optimizer.step()
+        assert torch.equal(linear.weight != 0, masks["weight"])
+    finally:
+        torch.distributed.destroy_process_group()

@@ -71,9 +71,9 @@ def test_only_decided_contrasts_make_a_method_ahead(study, report, tables):
 def test_measured_speedup_carries_backend_device_threads_and_batch(tables):
     table = tables["summary-main-full"]
     titles = [column.title for column in table.columns]
-    assert "measured speedup, skipper, cpu, 1 thread, batch 16" in titles
+    assert "measured speedup, skipper backend, cpu, 1 thread, batch 16" in titles
     assert "theoretical speedup (MACs, zeros skipped)" in titles
-    assert "dense, cpu, 1 thread, batch 16: does not use zeros." in table.notes
+    assert "dense backend, cpu, 1 thread, batch 16: does not use zeros." in table.notes
 
 
 def test_a_backend_that_does_not_use_zeros_never_shows_a_ratio(study):
@@ -88,7 +88,7 @@ def test_a_backend_that_does_not_use_zeros_never_shows_a_ratio(study):
     assert not any(
         cell.text == "1.00×" for table in made.tables for row in table.rows for cell in row
     )
-    assert "does not use zeros" in " ".join(made.verdict)
+    assert "the backend dense does not use zeros" in " ".join(made.verdict)
 
 
 @pytest.mark.parametrize(
@@ -114,6 +114,16 @@ def test_one_seed_shows_the_interval_of_the_measurement_itself(study):
     shown = made[made["sparsity"] == 0.95].iloc[0]
     assert shown["speedup_low"] == row["speedup_low"]
     assert shown["measured"].startswith(f"{row['speedup']:.2f}× [")
+
+
+def test_a_measurement_without_a_dense_model_has_no_ratio(study):
+    rows = study.bench[study.bench["backend"] == "skipper"].drop(columns="mac_ratio")
+    rows = rows[rows["upstream_seed"] == 0].astype(object)
+    rows[["speedup", "speedup_low", "speedup_high"]] = None
+    made = cost_tables.measurements(rows)
+    assert set(made.loc[made["method"] != "dense", "measured"]) == {""}
+    assert made["speedup"].isna().all() and made["theoretical"].isna().all()
+    assert made["seconds"].notna().all()
 
 
 def test_theoretical_speedup_is_one_over_the_mac_ratio_and_empty_when_unknown():

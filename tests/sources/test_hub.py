@@ -76,9 +76,7 @@ def test_hub_out_of_reach_is_said_quickly(hub, monkeypatch: pytest.MonkeyPatch) 
     assert hub == []  # load_dataset, with its many retries, was not called
 
 
-def test_failed_download_is_a_reason_not_a_traceback(
-    hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_download_is_a_reason_not_a_traceback(hub, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("Dataset scripts are no longer supported\nmore")
 

@@ -297,10 +297,33 @@ def test_intervals_over_examples_come_from_stored_predictions():
     tasks = found.tasks[~found.tasks["is_dense"]]
     assert np.all(tasks["examples_low"] < tasks["r"])
     assert np.all(tasks["r"] < tasks["examples_high"])
-    # Test sets of different tasks are independent: the mean of three is narrower than one.
-    widths = tasks["examples_high"] - tasks["examples_low"]
-    assert gmp["examples_high"] - gmp["examples_low"] < widths[tasks["method"] == "gmp"].max()
     assert found.tasks.loc[found.tasks["is_dense"], "examples_low"].isna().all()
+
+
+def test_test_sets_of_different_tasks_are_drawn_independently():
+    """Three tasks with the same errors: the mean's interval is √3 narrower than one task's."""
+    rows = [
+        row(name, sparsity, task, 0, value)
+        for task in TASKS
+        for name, sparsity, value in [("dense", 0.0, 0.6), ("gmp", 0.9, 0.5)]
+    ]
+    found = compare(pd.DataFrame(rows), predictions=Stored())
+    tasks = found.tasks[~found.tasks["is_dense"]]
+    gmp = method(found.methods, "gmp", 0.9)
+    width = (tasks["examples_high"] - tasks["examples_low"]).mean()
+    expected = width / math.sqrt(3)
+    assert gmp["examples_high"] - gmp["examples_low"] == pytest.approx(expected, rel=0.1)
+
+
+def test_rows_without_stored_predictions_have_no_interval_over_examples():
+    frame, stored = made(EFFECTS, seeds=[0]), Stored()
+    frame["predictions"] = [None if task == "dtd" else "p.parquet" for task in frame["task"]]
+    found = compare(frame, predictions=stored)
+    assert found.methods["examples_low"].isna().all()  # dtd is missing from the mean
+    tasks = found.tasks
+    known = tasks[~tasks["is_dense"]].groupby("task")["examples_low"].count().to_dict()
+    assert known == {"digits": 3, "dtd": 0, "pets": 3}
+    assert not any("dtd" in run for run in stored.reads)
 
 
 def test_seeds_decide_even_where_there_are_predictions():

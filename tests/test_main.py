@@ -1,0 +1,265 @@
+"""The command line, end to end on a study of seconds; what users type wrong; real kills."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from safetensors.torch import load_file
+
+from sparse_transfer.__main__ import LISTS, app, main
+
+TINY = str(Path(__file__).with_name("tiny.yaml"))
+ONE_RUN = ["--set", "transfer=null", "--set", "bench=null", "--set", "prune.seeds=[0]"]
+
+
+def call(*arguments: str) -> int:
+    """Run a command in this process; its exit code."""
+    before, sys.argv = sys.argv, ["sparse-transfer", *arguments]
+    try:
+        main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    finally:
+        sys.argv = before
+    return 0
+
+
+def start(*arguments: str) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "sparse_transfer", *arguments],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The runs folder of the tiny study, done once."""
+    runs = tmp_path_factory.mktemp("runs")
+    torch.set_num_threads(1)
+    assert call("run", TINY, "--runs", str(runs)) == 0
+    return runs
+
+
+def test_the_study_ends_with_a_report(finished: Path):
+    report = finished / "report"
+    page = (report / "index.html").read_text(encoding="utf-8")
+    assert "tiny-net" in page and "gmp" in page
+    assert list(report.glob("*.csv")) and (report / "summary.md").is_file()
+
+
+def test_every_stage_left_manifest_result_and_predictions(finished: Path):
+    folders = {stage: list((finished / stage).iterdir()) for stage in ("prune", "linear", "full")}
+    assert [len(found) for found in folders.values()] == [4, 4, 8]
+    for folder in [*folders["prune"], *folders["linear"], *folders["full"]]:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        for key in ("identity", "config", "versions", "device", "threads", "processes", "dtype",
+                    "seeds", "transform", "split_hash", "mask_hash", "seconds",
+                    "peak_memory_bytes"):  # fmt: skip
+            assert key in manifest, key
+        assert list((folder / "predictions").glob("*.parquet"))
+        assert not list(folder.glob("resume*")) and not list(folder.glob(".*tmp"))
+
+
+def test_the_sparse_checkpoints_are_sparse_and_the_dense_ones_have_no_mask(finished: Path):
+    kinds = []
+    for folder in (finished / "prune").iterdir():
+        record = json.loads((folder / "checkpoint" / "sparsity.json").read_text())
+        kinds.append(record["sparsity"]["prunable"])
+        assert (folder / "checkpoint" / "mask.safetensors").exists() == (kinds[-1] is not None)
+    assert sorted(kinds, key=str) == [0.5, 0.5, None, None]
+
+
+def test_the_mask_is_the_same_after_full_fine_tuning(finished: Path):
+    masks = {}
+    for stage in ("prune", "full"):
+        for path in (finished / stage).glob("*/manifest.json"):
+            manifest = json.loads(path.read_text())
+            subject = manifest["subject"]
+            masks.setdefault((subject["method"], subject["seed"]), set()).add(manifest["mask_hash"])
+    assert masks and all(len(found) == 1 for found in masks.values())
+    assert masks["gmp", 0] != masks["gmp", 1] and masks["dense", 0] == {None}
+
+
+def test_a_second_run_does_nothing(finished: Path, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished.glob("*/*/result.json")}
+    assert call("run", TINY, "--runs", str(finished)) == 0
+    assert "0 runs done, 19 finished before" in capsys.readouterr().err
+    assert before == {path: path.stat().st_mtime_ns for path in finished.glob("*/*/result.json")}
+
+
+def test_plan_lists_status_and_json(finished: Path, capsys):
+    assert call("plan", TINY, "--runs", str(finished), "--json", "--no-estimate") == 0
+    rows = json.loads(capsys.readouterr().out)["runs"]
+    assert len(rows) == 19 and {row["status"] for row in rows} == {"finished"}
+    changed = ["--set", "recipe.steps=13", "--set", "prune.seeds=[0]"]
+    assert call("plan", TINY, "--runs", str(finished), "--json", *changed) == 0
+    rows = json.loads(capsys.readouterr().out)["runs"]
+    assert {row["status"] for row in rows} == {"new"}
+    assert all(row["seconds"] > 0 and row["bytes"] > 0 for row in rows)
+
+
+def test_transfer_and_bench_of_a_finished_checkpoint(finished: Path, tmp_path, capsys):
+    folders = {}
+    for path in sorted((finished / "prune").glob("*/manifest.json")):
+        manifest = json.loads(path.read_text())
+        folders[manifest["subject"]["method"]] = path.parent / "checkpoint"
+    sparse, dense = str(folders["gmp"]), str(folders["dense"])
+    card = tmp_path / "small.yaml"
+    card.write_text("name: small\nbuiltin: textures\n")
+    code = call(
+        "transfer", sparse, "--dense", dense, "--task", str(card), "--runs", str(tmp_path / "r"),
+        "--crop", "none",
+    )  # fmt: skip
+    assert code == 0 and (tmp_path / "r" / "report" / "index.html").is_file()
+    capsys.readouterr()
+    code = call(
+        "bench", sparse, "--dense", dense, "--repeats", "6", "--batch-size", "2", "--json"
+    )  # fmt: skip
+    (row,) = json.loads(capsys.readouterr().out)
+    assert code == 0 and row["median_s"] > 0 and row["uses_zeros"] == "does not use zeros"
+
+
+def test_prune_prints_the_checkpoint(tmp_path, capsys):
+    code = call(
+        "prune", "test_resnet", "--weights", "random", "--task", "textures", "--method",
+        "magnitude", "--sparsity", "0.6", "--recalibrate-bn", "50", "--image-size", "32",
+        "--crop", "none", "--runs", str(tmp_path),
+    )  # fmt: skip
+    out = capsys.readouterr().out
+    assert code == 0 and out.count("checkpoint") == 2
+    for line in out.splitlines():
+        if "magnitude" in line and "checkpoint" in line:
+            weights = load_file(Path(line.split(": ")[-1]) / "model.safetensors")
+            assert any((weights[name] == 0).float().mean() > 0.5 for name in weights)
+
+
+def test_a_failed_run_is_a_row_and_the_plan_goes_on(tmp_path, capsys):
+    diverging = ["--set", "recipe.optimizer.lr=1e30", "--set", "bench=null"]
+    code = call("run", TINY, "--runs", str(tmp_path), *diverging, "--set", "prune.seeds=[0]")
+    assert code == 1
+    assert "2 failed" in capsys.readouterr().err
+    assert "diverged" in (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1])
+def test_a_killed_training_resumes_bit_identically(tmp_path, how):
+    longer = ["--set", "recipe.steps=60", "--set", "prune.dense=false", *ONE_RUN]
+    arguments = ["run", TINY, "--stage", "prune", "--threads", "1", *longer]
+    straight = start(*arguments, "--runs", str(tmp_path / "straight"))
+    process = start(*arguments, "--runs", str(tmp_path / "killed"))
+    deadline = time.monotonic() + 120
+    while not (found := list((tmp_path / "killed").glob("prune/*/resume.safetensors"))):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, how)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == (-9 if how == signal.SIGKILL else 75), output
+    assert found[0].is_file() and not list((tmp_path / "killed").glob("prune/*/result.json"))
+    again = start(*arguments, "--runs", str(tmp_path / "killed"))
+    output, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, output
+    output, _ = straight.communicate(timeout=120)
+    assert straight.returncode == 0, output
+    for name in ("model", "mask"):
+        a, b = (
+            load_file(next((tmp_path / folder).glob(f"prune/*/checkpoint/{name}.safetensors")))
+            for folder in ("straight", "killed")
+        )
+        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_two_processes_share_a_plan(tmp_path):
+    arguments = ["run", TINY, "--runs", str(tmp_path), "--stage", "prune"]
+    both = [start(*arguments, "--shard", f"{index}/2") for index in range(2)]
+    outputs = [process.communicate(timeout=180)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert len(list(tmp_path.glob("prune/*/result.json"))) == 4
+    done = sum(output.count("] prune tiny-net") for output in outputs)
+    assert done == 4, outputs
+
+
+WRONG = {
+    ("run", "quickstat"): "Did you mean quickstart",
+    ("run", "quickstart", "--stage", "prun"): "Did you mean prune",
+    ("run", "quickstart", "--shard", "4/4"): "i/n",
+    ("run", "quickstart", "--only", "zzzz"): "starts with zzzz",
+    ("ls", "pruner"): "Did you mean pruners",
+    ("show", "fgpg"): "fggp",
+    ("cp", "quickstart", TINY): "exists already",
+    ("check", "quickstart", "--set", "prune.sparsities=[0.9999999]"): "",
+    ("check", "quickstart", "--set", "prune.methods=[gpm]"): "gmp",
+    ("check", "quickstart", "--set", "transfer.tasks=[digit]"): "digits",
+    (
+        "check",
+        "quickstart",
+        "--set",
+        "upstream.models=[{name: resnet19, weights: random}]",
+    ): "resnet1",
+    ("check", "quickstart", "--set", "recipe.steps=3"): "",
+    ("transfer", "/nowhere", "--task", "digits"): "no such folder",
+    ("bench", "/nowhere"): "/nowhere",
+    ("report", "--runs", "/nowhere"): "no experiment",
+    ("prune", "resnet18", "--task", "shapes", "--kwarg", "x"): "name=value",
+    ("nonsense",): "nonsense",
+    ("run", "quickstart", "--no-such-flag"): "no-such-flag",
+}
+
+
+@pytest.mark.parametrize("arguments", WRONG, ids=" ".join)
+def test_wrong_input_is_explained_with_exit_code_2(arguments, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call(*arguments) == 2
+    shown = capsys.readouterr().err
+    assert WRONG[arguments] in shown and "Traceback" not in shown and shown.strip()
+
+
+def verbs() -> dict:
+    command = typer.main.get_command(app)
+    return dict(command.commands)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("verb", verbs())
+def test_every_verb_shows_two_examples_that_parse(verb):
+    command = verbs()[verb]
+    lines = [line.strip() for line in (command.epilog or "").splitlines()]
+    examples = [line for line in lines if line.startswith("sparse-transfer ")]
+    assert len(examples) == 2
+    for example in examples:
+        _, name, *arguments = example.split()
+        assert name == verb
+        command.make_context(verb, arguments)
+
+
+@pytest.mark.parametrize("what", LISTS)
+def test_ls_gives_every_thing_one_line(what, capsys):
+    assert call("ls", what, "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert rows and all(row["name"] and row["summary"] for row in rows)
+
+
+def test_light_verbs_import_no_torch(tmp_path):
+    code = (
+        "import sys; from sparse_transfer.__main__ import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "print([m for m in ('torch', 'timm', 'datasets', 'sklearn') if m in sys.modules])"
+    )
+    for arguments in (["--help"], ["ls", "tasks"], ["show", "quickstart"], ["ls", "models"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.splitlines()[-1] == "[]", arguments
+
+
+def test_cp_gives_a_file_that_loads(tmp_path, capsys):
+    target = tmp_path / "mine.yaml"
+    assert call("cp", "quickstart", str(target)) == 0
+    assert call("plan", str(target), "--no-estimate", "--runs", str(tmp_path / "r")) == 0
+    assert "gmp" in capsys.readouterr().out
