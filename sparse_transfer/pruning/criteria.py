@@ -18,7 +18,7 @@ from sparse_transfer.pruning.masks import Masks, diverged
 
 Scores = Mapping[str, Tensor]
 
-CHUNK = 2**20  # scores looked at together: small temporaries are twice as fast
+CHUNK = 2**20  # scores looked at together, so that temporaries stay in the cache
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ def remove(masks: Masks, stages: Sequence[Stage], sparsity: float, allocation: A
 def lowest(scores: Tensor, count: int) -> Tensor:
     """Exactly `count` of the smallest scores, as a bool tensor; of equal ones the last go first.
 
-    A radix selection in two passes of 16 bits each: no sort, linear time, and no limit on
-    the size; 25 million scores take a quarter of a second on two cores.
+    A radix selection in two passes of 16 bits each: no sort, linear time, no limit on the size
+    (`benchmarks/pruning_overhead.py` times it).
 
     Args:
         scores: (n,) float32, no NaN; +inf is chosen last.

@@ -23,7 +23,7 @@ class Masks(Mapping[str, Tensor]):
     """An ordered mapping from parameter name to a bool tensor of that parameter's shape.
 
     Immutable: an update makes new `Masks`. The multipliers that enforcement uses (the mask in the
-    weight's own dtype, six times faster to multiply by than bool on a CPU) are made once and kept.
+    weight's own dtype, several times faster to multiply by than bool) are made once and kept.
 
     Raises:
         ValueError: a tensor is not bool, or there is none.
