@@ -125,7 +125,7 @@ def check(
     from sparse_transfer import preflight
 
     _set_up(debug)
-    experiment = _load(name, sets)
+    experiment = _load(name, sets, data_root)
     problems = preflight.check(experiment, data_root, _cache(runs))
     for line in preflight.describe(experiment):
         typer.echo(line)
@@ -158,7 +158,7 @@ def plan(
     from sparse_transfer.store import Store
 
     _set_up(debug, threads)
-    made = _plan(_load(name, sets), data_root, runs)
+    made = _plan(_load(name, sets, data_root), data_root, runs)
     store = Store(runs)
     seconds, bytes_ = estimates.estimate(made, data_root, _cache(runs)) if estimate else ({}, {})
     rows = [
@@ -173,7 +173,7 @@ def plan(
         for run in made.runs
     ]
     missing = [
-        {"arm": item.arm, "task": item.task, "error": str(item.error)} for item in made.unavailable
+        {"arm": item.arm, "what": item.what, "error": str(item.error)} for item in made.unavailable
     ]
     if as_json:
         _print_json({"runs": rows, "unavailable": missing})
@@ -211,7 +211,16 @@ def run(
     """Run an experiment: skip what is finished, resume what is not, end with the report."""
     _set_up(debug, threads)
     raise typer.Exit(
-        _execute(_load(name, sets), runs, data_root, stage or [], only or [], shard, force, debug)
+        _execute(
+            _load(name, sets, data_root),
+            runs,
+            data_root,
+            stage or [],
+            only or [],
+            shard,
+            force,
+            debug,
+        )
     )
 
 
@@ -435,7 +444,7 @@ def _execute(
     share = execute.Shard.parse(shard) if shard else None
     failed = bool(made.unavailable)
     for item in made.unavailable:
-        _say(f"warning: arm {item.arm}: task {item.task} is left out:\n{item.error}")
+        _say(f"warning: arm {item.arm}: {item.what} is left out:\n{item.error}")
     if to_run or not stages:
         context = _context(runs, data_root, debug)
         if context.accelerator.is_main_process:
@@ -466,10 +475,10 @@ def _report(name: str | None, runs: Path, out: Path | None) -> None:
     typer.echo(f"Report: {page}")
 
 
-def _load(name: str, sets: list[str] | None) -> Experiment:
+def _load(name: str, sets: list[str] | None, data_root: Path | None) -> Experiment:
     from sparse_transfer import experiment_file
 
-    return experiment_file.load(name, sets or [])
+    return experiment_file.load(name, sets or [], data_root)
 
 
 def _plan(experiment: Experiment, data_root: Path | None, runs: Path) -> Plan:
@@ -479,11 +488,12 @@ def _plan(experiment: Experiment, data_root: Path | None, runs: Path) -> Plan:
 
 
 def _context(runs: Path, data_root: Path | None, debug: bool) -> Context:
-    from sparse_transfer import console, signals
+    from sparse_transfer import console, memory, signals
     from sparse_transfer.devices import accelerator
     from sparse_transfer.stages.context import Context, Silent
 
     signals.listen()
+    memory.keep_freed_blocks()
     progress = console.progress() if _is_main() else Silent()
     return Context(accelerator(), data_root, _cache(runs), progress, debug)
 

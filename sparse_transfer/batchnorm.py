@@ -29,11 +29,11 @@ def recalibrate(
     model: nn.Module,
     calibration: Images,
     *,
-    images: int,
+    count: int,
     seed: int,
     accelerator: Accelerator,
 ) -> None:
-    """Replace all running means and variances by those of `images` training images.
+    """Replace all running means and variances by those of `count` training images.
 
     Every process computes the same statistics on the same images. The images are a random subset
     drawn from `seed`, used without augmentation; all weights stay as they are.
@@ -41,28 +41,29 @@ def recalibrate(
     Raises:
         UserError: there are fewer images than asked for.
     """
-    if images > len(calibration):
+    if count > len(calibration):
         raise UserError(
-            f"Batch-norm recalibration asks for {images} images.",
+            f"Batch-norm recalibration asks for {count} images.",
             f"The training part has {len(calibration)}.",
             f"Set recalibrate_bn.images to at most {len(calibration)}.",
         )
     chosen = (
-        torch.randperm(len(calibration), generator=torch.Generator().manual_seed(seed))[:images]
+        torch.randperm(len(calibration), generator=torch.Generator().manual_seed(seed))[:count]
         .sort()
         .values
     )
     norms = list(_norms(model))
     momenta = [norm.momentum for norm in norms]
     was_training = model.training
-    model.eval()
+    model.eval().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # cumulative average
         norm.train()
     with torch.no_grad():
-        for rows in chosen.tensor_split(max(1, images // _BATCH)):
-            model(batch(calibration, rows.numpy()).to(accelerator.device))
+        for rows in chosen.tensor_split(max(1, count // _BATCH)):
+            images = batch(calibration, rows.numpy())
+            model(images.to(accelerator.device, memory_format=torch.channels_last))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.train(was_training)

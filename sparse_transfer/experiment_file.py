@@ -74,12 +74,16 @@ def recipe_path(name: str) -> Path:
     return _named_file(name, config_folder() / "recipes", "recipe")
 
 
-def load(name: str, overrides: Sequence[str] = ()) -> config.Experiment:
+def load(
+    name: str, overrides: Sequence[str] = (), data_root: Path | None = None
+) -> config.Experiment:
     """Read and validate an experiment.
 
     Args:
         name: a path, or the name of a shipped experiment.
         overrides: `a.b=c` assignments; the value is YAML.
+        data_root: stands for `{data_root}` in any text of the file, so that an experiment can name
+            weights that lie beside the data without knowing where that is.
 
     Raises:
         UserError: with every mistake of the file, one per line.
@@ -88,7 +92,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> config.Experiment:
     raw, lines = read_yaml(path)
     if not isinstance(raw, dict):
         raise UserError(f"{path} is not an experiment.", "It is not a mapping of fields.")
-    return _validated(raw, overrides, path, lines)
+    return _validated(_filled(raw, data_root, path), overrides, path, lines)
 
 
 def build(raw: dict[str, Any], overrides: Sequence[str] = ()) -> config.Experiment:
@@ -190,6 +194,23 @@ def _construct(
             for index, item in enumerate(node.value)
         ]
     return loader.construct_object(node)
+
+
+def _filled(value: Any, data_root: Path | None, origin: Path) -> Any:
+    """`value` with `{data_root}` replaced in every text below it."""
+    if isinstance(value, dict):
+        return {key: _filled(item, data_root, origin) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_filled(item, data_root, origin) for item in value]
+    if not isinstance(value, str) or "{data_root}" not in value:
+        return value
+    if data_root is None:
+        raise UserError(
+            f"{origin} needs to know where the data lies.",
+            f"It says `{value}`.",
+            "Give the folder: --data-root or SPARSE_TRANSFER_DATA.",
+        )
+    return value.replace("{data_root}", str(data_root))
 
 
 def _merge(base: Any, over: Any) -> Any:

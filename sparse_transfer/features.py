@@ -41,7 +41,7 @@ def extract(
     """Pooled features before the classifier: (n, d) float32, row i belonging to example i.
 
     Every process returns the whole table. The model runs in eval mode and is given back in the
-    modes that its modules had; it is left on the accelerator's device (channels-last on a GPU).
+    modes that its modules had; it is left on the accelerator's device, channels-last.
 
     Args:
         model: a timm model, or one that `models.features` knows.
@@ -189,10 +189,8 @@ def _rows(
     if n == 0:
         raise ValueError("there are no images to run")
     mine = torch.arange(accelerator.process_index, n, accelerator.num_processes)
-    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-    model.to(device)
-    if device.type == "cuda":
-        model.to(memory_format=torch.channels_last)
+    layout = torch.channels_last  # faster than the default layout, on CPUs and GPUs alike
+    model.to(device=device, memory_format=layout)  # pyright: ignore[reportCallIssue]
     outputs = []
     with evaluating(model), torch.inference_mode(), devices.autocast(precision):
         # With more processes than images one runs an example for its width alone.

@@ -151,7 +151,7 @@ class Images:
         """The pixels of every row and the damaged ones (left black), made if not in the cache."""
         array, facts = folder / f"{self.key}.npy", folder / f"{self.key}.json"
         if not facts.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
+            _make_folder(folder)
             with FileLock(folder / f"{self.key}.lock"):
                 if not facts.is_file():
                     damaged = self._write(array)
@@ -391,6 +391,20 @@ def _threaded(function, count: int) -> Iterator:  # noqa: ANN001 - row → resul
     with ThreadPoolExecutor(_cores()) as pool:
         for start in range(0, count, _CHUNK):
             yield from pool.map(function, range(start, min(start + _CHUNK, count)))
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise UserError(
+            f"Decoded images cannot be kept in {folder}.",
+            "The folder cannot be made or written.",
+            "Choose another place with --runs.",
+        )
 
 
 def _cores() -> int:

@@ -1,7 +1,8 @@
-"""Peak resident memory of this process, resettable where Linux allows it."""
+"""The memory of this process: its peak, and large blocks kept for reuse."""
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 import psutil
@@ -26,3 +27,20 @@ def peak() -> int:
     except OSError:
         pass
     return psutil.Process().memory_info().rss
+
+
+def keep_freed_blocks() -> None:
+    """Make glibc keep freed memory for the next allocation instead of returning it at once.
+
+    Activations are allocated and freed at every step; given back to the system, each page of them
+    is zeroed and mapped again at the next step, which costs up to half the time of a training on
+    a CPU. A no-op with another C library.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    largest = 2**31 - 1
+    mallopt(mmap_threshold, 2**30)
+    mallopt(trim_threshold, largest)

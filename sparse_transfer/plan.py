@@ -115,10 +115,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Unavailable:
-    """A task of an arm whose data cannot be opened here."""
+    """A task or model of an arm whose files cannot be opened here."""
 
     arm: str
-    task: str
+    what: str
     error: UserError
 
 
@@ -156,8 +156,15 @@ def make(experiment: config.Experiment, split_hash: Callable[[config.TaskRef], s
             try:
                 hashes[ref] = split_hash(ref)
             except UserError as error:
-                unavailable.append(Unavailable(arm.name, ref.name, error))
+                unavailable.append(Unavailable(arm.name, f"task {ref.name}", error))
         ready = arm.upstream.task is None or arm.upstream.task in hashes
+        overriding = [method.model for method in arm.prune.methods if method.model]
+        for model in (*arm.upstream.models, *overriding):
+            try:
+                content_hash(model)
+            except UserError as error:
+                unavailable.append(Unavailable(arm.name, f"model {model.title}", error))
+                ready = False
         arms[arm.name] = tuple(_arm_runs(arm, hashes)) if ready else ()
     return Plan(experiment, arms, tuple(unavailable))
 

@@ -60,7 +60,7 @@ def save(plan: Plan, store: Store) -> None:
             "notes": plan.experiment.notes,
             "arms": arms,
             "unavailable": [
-                {"arm": item.arm, "task": item.task, "error": str(item.error)}
+                {"arm": item.arm, "what": item.what, "error": str(item.error)}
                 for item in plan.unavailable
             ],
         },

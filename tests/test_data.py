@@ -158,8 +158,12 @@ def test_hash_is_the_same_with_and_without_cache(birds, tmp_path: Path) -> None:
 
 
 def test_hash_sees_subset_rule_version_and_files(birds, tmp_path: Path) -> None:
+    path, cache = tmp_path / "birds.yaml", tmp_path / "cache"
+    birds(TWO)
+
     def value(text: str = "", **fields: object) -> str:
-        return data.split_hash(birds(TWO, text)(**fields), None, tmp_path / "cache")
+        path.write_text(f"name: birds\nfolder: photos\n{text}", encoding="utf-8")
+        return data.split_hash(TaskRef.model_validate({"name": str(path), **fields}), None, cache)
 
     hashes = [
         value(),
@@ -168,6 +172,7 @@ def test_hash_sees_subset_rule_version_and_files(birds, tmp_path: Path) -> None:
         value("version: 2"),
         value("split: merge"),
     ]
+    assert value() == hashes[0]
     picture(99).save(tmp_path / "photos" / "train" / "a" / "new.png")
     hashes.append(value())
     assert len(set(hashes)) == len(hashes)

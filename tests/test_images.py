@@ -268,6 +268,13 @@ def test_killed_decoding_leaves_nothing_that_looks_finished(
     assert len(made(part, tmp_path)) == 8
 
 
+def test_cache_that_cannot_be_made_is_a_user_error(split, tmp_path: Path) -> None:
+    part = split()
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="cannot be kept"):
+        images.Images(part, WHOLE, STATS, tmp_path / "file")
+
+
 def test_statistics_by_hand(split, tmp_path: Path) -> None:
     loaded = made(split(), tmp_path)
     pixels = loaded.pixels(np.arange(8)) / 255.0

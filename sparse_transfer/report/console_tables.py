@@ -32,7 +32,7 @@ def print_plan(rows: Sequence[Mapping[str, Any]], missing: Sequence[Mapping[str,
         text += f"; left to do: about {seconds} (good to a factor of two), {disk} of disk"
     console.print(text)
     for item in missing:
-        console.print(f"arm {item['arm']}, task {item['task']} cannot be run here:", style="bold")
+        console.print(f"arm {item['arm']}, {item['what']} cannot be run here:", style="bold")
         console.print(item["error"], highlight=False)
 
 

@@ -1,13 +1,17 @@
 """Data sets of the Hugging Face Hub that are stored as Parquet, at a pinned revision.
 
-Read through `datasets`, which keeps what it downloaded. Data sets that come as a loading script are
-refused by `datasets` 4 and later; they are no source. Nothing is asked of the network while
-HF_HUB_OFFLINE or SPARSE_TRANSFER_OFFLINE is set, or where the data is already here.
+Fetched by `datasets`, and read later from the Arrow files that it keeps: those of the pinned
+revision, or without one the newest. (`datasets` itself would ask the Hub again each time, wait long
+where there is no network, and then take whichever revision it kept last.) Data sets that come as a
+loading script are refused by `datasets` 4 and later; they are no source. Nothing is asked of the
+network while HF_HUB_OFFLINE or SPARSE_TRANSFER_OFFLINE is set, or where the data is already here.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from pathlib import Path
 from typing import Any, final
 
@@ -52,7 +56,8 @@ class HubSource(AbstractSource):
 
     def listing(self) -> Listing:
         if self._listing is None:
-            self._listing = self._read(self._load())
+            kept = self._kept()
+            self._listing = self._read(_kept_parts(kept) if kept else self._fetched())
         return self._listing
 
     def _kept(self) -> Path | None:
@@ -63,14 +68,13 @@ class HubSource(AbstractSource):
         base = Path(os.environ.get("HF_DATASETS_CACHE") or home / "datasets").expanduser()
         folder = base / self.spec.location.replace("/", "___")
         pattern = f"{self.spec.subset or '*'}/*/{self.spec.revision or '*'}"
-        finished = (path.parent for path in folder.glob(f"{pattern}/dataset_info.json"))
-        return next(iter(sorted(finished)), None)
+        finished = [path.parent for path in folder.glob(f"{pattern}/dataset_info.json")]
+        return max(finished, key=lambda path: path.stat().st_mtime_ns, default=None)
 
-    def _load(self) -> Any:
+    def _fetched(self) -> Any:
         import datasets
 
-        if self._kept() is None:
-            self._check_reachable()
+        self._check_reachable()
         try:
             return datasets.load_dataset(
                 self.spec.location, self.spec.subset, revision=self.spec.revision
@@ -131,6 +135,25 @@ class HubSource(AbstractSource):
                 "Change `parts:` of this source in the card.",
             )
         return {ours: parts[theirs] for ours, theirs in wanted.items()}
+
+
+def _kept_parts(folder: Path) -> dict[str, Any]:
+    """Split name → data set, from `NAME-SPLIT.arrow` or `NAME-SPLIT-00000-of-00002.arrow`."""
+    from datasets import Dataset, concatenate_datasets
+
+    splits = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))["splits"]
+    parts = {}
+    for split in splits:
+        name = re.compile(rf".+-{re.escape(split)}(-\d+-of-\d+)?\.arrow")
+        files = sorted(path for path in folder.iterdir() if name.fullmatch(path.name))
+        if not files:
+            raise UserError(
+                f"What `datasets` keeps in {folder} is incomplete.",
+                f"There is no file of its split {split}.",
+                "Delete that folder; the data is then fetched again.",
+            )
+        parts[split] = concatenate_datasets([Dataset.from_file(str(path)) for path in files])
+    return parts
 
 
 @final

@@ -102,7 +102,7 @@ def fine_tune(
         batchnorm.recalibrate(
             model,
             still,
-            images=len(still),
+            count=len(still),
             seed=derive(spec.seed, "calibration"),
             accelerator=accelerator,
         )

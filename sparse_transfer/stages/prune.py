@@ -61,7 +61,7 @@ def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context)
             batchnorm.recalibrate(
                 model,
                 calibration,
-                images=spec.recalibrate_bn.images,
+                count=spec.recalibrate_bn.images,
                 seed=derive(spec.seed, "calibration"),
                 accelerator=context.accelerator,
             )

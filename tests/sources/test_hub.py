@@ -15,6 +15,8 @@ from sparse_transfer.examples import Place, SourceUnavailable
 from sparse_transfer.sources.hub import HubSource
 from tests.made_images import card, parquet, picture
 
+ORIGINAL_LOAD = datasets.load_dataset  # the fixture replaces it
+
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -24,12 +26,11 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
         huggingface_hub.HfApi, "dataset_info", lambda *a, **k: asked.append(("info", k["timeout"]))
     )
-    real = datasets.load_dataset
 
     def load(name: str, subset: str | None, *, revision: str | None) -> object:
         asked.append((name, subset, revision))
         files = {path.stem: str(path) for path in (tmp_path / "x").glob("*.parquet")}
-        return real("parquet", data_files=files, cache_dir=str(tmp_path / "arrow"))
+        return ORIGINAL_LOAD("parquet", data_files=files, cache_dir=str(tmp_path / "arrow"))
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     return asked
@@ -83,6 +84,35 @@ def test_failed_download_is_a_reason_not_a_traceback(hub, monkeypatch: pytest.Mo
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(SourceUnavailable, match="scripts are no longer supported$"):
         source().listing()
+
+
+def keep(tmp_path: Path, revision: str, labels: list[int]) -> Path:
+    """What `datasets` leaves behind after fetching some/where at a revision."""
+    path = parquet(tmp_path / revision / "train.parquet", labels)
+    built = ORIGINAL_LOAD(
+        "parquet", data_files={"train": str(path)}, cache_dir=str(tmp_path / revision)
+    )
+    arrow = Path(built["train"].cache_files[0]["filename"])
+    folder = tmp_path / "kept" / "some___where" / "default" / "0.0.0" / revision
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    arrow.parent.rename(folder)
+    (folder / arrow.name).rename(folder / "where-train.arrow")
+    return folder
+
+
+def test_kept_data_is_read_at_its_revision_and_without_asking(hub, tmp_path: Path) -> None:
+    keep(tmp_path, "wanted", [0, 1, 1])
+    newer = keep(tmp_path, "newer", [1, 0])
+    pinned = source(revision="wanted", online=False).listing()
+    assert pinned.parts["train"].labels.tolist() == [0, 1, 1]
+    assert pinned.classes == ("cat", "dog")
+    decoded = decode(lambda: pinned.parts["train"].fetch(1))
+    assert np.array_equal(np.asarray(decoded), np.asarray(picture(1)))
+    assert source().listing().parts["train"].labels.tolist() == [1, 0]
+    assert hub == []
+    (newer / "where-train.arrow").unlink()
+    with pytest.raises(UserError, match="no file of its split train"):
+        source(revision="newer").listing()
 
 
 def test_presence_asks_nobody(hub, tmp_path: Path) -> None:
