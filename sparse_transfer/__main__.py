@@ -236,7 +236,7 @@ def prune(
     task: Annotated[str, typer.Option(help="Task card of the upstream images.")],
     method: Annotated[str, typer.Option(help="A pruner: `sparse-transfer ls pruners`.")] = "gmp",
     sparsity: Annotated[float, typer.Option(help="Share of zeros, 0 to below 1.")] = 0.9,
-    recipe: Annotated[str, typer.Option(help="Training recipe: `ls recipes`.")] = "one-shot",
+    recipe: Annotated[str, typer.Option(help="Training recipe: `ls recipes`.")] = "short-prune",
     weights: Annotated[
         str, typer.Option(help="`pretrained`, `random`, or a .safetensors / .pth file.")
     ] = "pretrained",
@@ -464,14 +464,17 @@ def _execute(
 
 
 def _report(name: str | None, runs: Path, out: Path | None) -> None:
+    from rich.console import Console
+
     from sparse_transfer import record
-    from sparse_transfer.report.write import write
+    from sparse_transfer.report.terminal import print_report
+    from sparse_transfer.report.write import build, save
     from sparse_transfer.store import Store
 
     results = record.collect(Store(runs), name)
-    page = write(
-        results.frame, results.bench, results.facts, results.predictions, out or runs / "report"
-    )
+    made = build(results.frame, results.bench, results.facts, results.predictions)
+    page = save(made, out or runs / "report")
+    print_report(made.facts["title"], made.verdict, made.summary, Console())
     typer.echo(f"Report: {page}")
 
 

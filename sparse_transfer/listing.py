@@ -47,7 +47,7 @@ def details(name: str) -> str:
                 [f"{kind} {name}", "", plugins.document(kind, name), *_options(kind, name)]
             )
     if name in cards.names() or name.endswith(".yaml") and Path(name).is_file():
-        path = cards.card_files()[name] if name in cards.names() else Path(name)
+        path = cards.path(name) if name in cards.names() else Path(name)
         return path.read_text(encoding="utf-8").rstrip()
     for names, path in (
         (experiment_file.config_names, experiment_file.config_path),
