@@ -226,9 +226,9 @@ def run(
 
 @app.command(
     epilog=_examples(
+        "sparse-transfer prune resnet20_cifar --weights random --task shapes --recipe demo "
+        "--image-size 32 --crop none --method fggp --sparsity 0.9",
         "sparse-transfer prune resnet18 --task pets --method gmp --recipe short-prune",
-        "sparse-transfer prune mobilenetv2_100 --weights mv2.safetensors --task pets "
-        "--method magnitude --sparsity 0.5",
     )
 )
 def prune(

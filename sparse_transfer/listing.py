@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 from pathlib import Path
 
 from sparse_transfer import cards, experiment_file, plugins
@@ -68,19 +67,17 @@ def config_text(name: str) -> str:
 
 
 def _options(kind: str, name: str) -> list[str]:
-    """Options of a pruner as JSON schema facts; imports the plugin, and so torch, for pruners."""
+    """The options of a pruner as its source states them, read without importing it."""
     if kind != "pruner":
         return []
-    schema = plugins.load(kind, name).Options.model_json_schema()
-    if not schema.get("properties"):
-        return ["", "It has no options."]
-    lines = ["", "Options"]
-    for field, facts in schema["properties"].items():
-        default = json.dumps(facts.get("default")) if "default" in facts else "required"
-        allowed = f", one of {', '.join(map(str, facts['enum']))}" if "enum" in facts else ""
-        text = facts.get("description", "")
-        lines.append(f"  {field} = {default}{allowed}{'  ' + text if text else ''}")
-    return lines
+    tree = ast.parse(plugins.path(kind, name).read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Options"):
+            fields = [item for item in node.body if isinstance(item, ast.AnnAssign)]
+            if fields:
+                document = ast.get_docstring(node) or ""
+                return ["", "Options", *(f"  {ast.unparse(item)}" for item in fields), "", document]
+    return ["", "It has no options."]
 
 
 def _small_models() -> list[tuple[str, str]]:

@@ -30,13 +30,13 @@ def names(kind: str) -> list[str]:
 
 def summary(kind: str, name: str) -> str:
     """The first line of the plugin's docstring, read without importing it."""
-    docstring = ast.get_docstring(ast.parse(_path(kind, name).read_text(encoding="utf-8"))) or ""
+    docstring = ast.get_docstring(ast.parse(path(kind, name).read_text(encoding="utf-8"))) or ""
     return docstring.partition("\n")[0]
 
 
 def document(kind: str, name: str) -> str:
     """The plugin's whole module docstring, read without importing it."""
-    return ast.get_docstring(ast.parse(_path(kind, name).read_text(encoding="utf-8"))) or ""
+    return ast.get_docstring(ast.parse(path(kind, name).read_text(encoding="utf-8"))) or ""
 
 
 def load(kind: str, name: str) -> Any:
@@ -46,10 +46,15 @@ def load(kind: str, name: str) -> Any:
         UserError: there is no such plugin; the nearest names are given.
     """
     package, symbol = KINDS[kind]
-    return getattr(importlib.import_module(f"{package}.{_path(kind, name).stem}"), symbol)
+    return getattr(importlib.import_module(f"{package}.{path(kind, name).stem}"), symbol)
 
 
-def _path(kind: str, name: str) -> Path:
+def path(kind: str, name: str) -> Path:
+    """The file of a plugin.
+
+    Raises:
+        UserError: there is no such plugin; the nearest names are given.
+    """
     files = _files(kind)
     if name not in files:
         raise unknown_name(kind, name, files)
