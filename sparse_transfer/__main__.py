@@ -349,7 +349,7 @@ def transfer(
 def bench(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder of this program.")],
     dense: Annotated[
-        Path | None, typer.Option(help="Dense checkpoint; default: this one with its mask ignored.")
+        Path | None, typer.Option(help="Dense checkpoint to compare with; default: no comparison.")
     ] = None,
     backend: Annotated[
         list[str] | None, typer.Option(help="May be repeated: `ls backends`.")
@@ -458,6 +458,8 @@ def _execute(
             f"{len(outcome.finished)} runs done, {len(outcome.skipped)} finished before, "
             f"{len(outcome.failed)} failed, {len(outcome.blocked)} waiting for others."
         )
+        if context.accelerator.num_processes > 1:
+            context.accelerator.end_training()
     if _is_main() and ("report" in stages or not (stages or only or share)):
         _report(experiment.name, runs, None)
     return EXIT_FAILED_RUN if failed else 0

@@ -7,6 +7,7 @@ never changes without raising the version of what it belongs to.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
@@ -212,6 +213,11 @@ class Upstream(Frozen):
     task: TaskRef | None = None
     preprocess: Preprocess = Preprocess()
 
+    @model_validator(mode="after")
+    def _rows_differ(self) -> Upstream:
+        _refuse_equal("models", [model.title for model in self.models], "give each a `label`")
+        return self
+
 
 class Prune(Frozen):
     """Methods × sparsities × seeds, and the same-recipe dense model once per seed."""
@@ -226,6 +232,15 @@ class Prune(Frozen):
     @classmethod
     def _short_form(cls, value: Any) -> Any:
         return _strings_to(value, "name")
+
+    @model_validator(mode="after")
+    def _rows_differ(self) -> Prune:
+        own = [m.title for m in self.methods if m.name != "dense" or m.model]
+        has_dense = self.dense or len(own) < len(self.methods)  # it may be listed as well
+        _refuse_equal("methods", own + ["dense"] * has_dense, "give each a `label`")
+        _refuse_equal("sparsities", self.sparsities, "list each once")
+        _refuse_equal("seeds", self.seeds, "list each once")
+        return self
 
 
 class Transfer(Frozen):
@@ -244,6 +259,12 @@ class Transfer(Frozen):
         return _strings_to(value, "name")
 
     @model_validator(mode="after")
+    def _rows_differ(self) -> Transfer:
+        _refuse_equal("tasks", [task.name for task in self.tasks], "list each once")
+        _refuse_equal("seeds", self.seeds, "list each once")
+        return self
+
+    @model_validator(mode="after")
     def _full_has_profile(self) -> Transfer:
         if "full" in self.modes and self.full is None:
             raise ValueError("mode `full` needs a profile: `full: short` or `full: paper-full`")
@@ -256,6 +277,11 @@ class Bench(Frozen):
     backends: tuple[str, ...] = ("dense",)
     batch_size: int = Field(default=16, ge=1)
     repeats: int = Field(default=30, ge=3, description="timed calls per model, interleaved")
+
+    @model_validator(mode="after")
+    def _rows_differ(self) -> Bench:
+        _refuse_equal("backends", self.backends, "list each once")
+        return self
 
 
 class Arm(Frozen):
@@ -290,10 +316,15 @@ class Experiment(Frozen):
 
     @model_validator(mode="after")
     def _arm_names_differ(self) -> Experiment:
-        names = [arm.name for arm in self.arms]
-        if len(set(names)) != len(names):
-            raise ValueError(f"arm names must differ, found {names}")
+        _refuse_equal("arms", [arm.name for arm in self.arms], "give each its own `name`")
         return self
+
+
+def _refuse_equal(field: str, values: Sequence[Any], remedy: str) -> None:
+    """Two rows of one name would be counted as two measurements of one thing."""
+    twice = [value for value in dict.fromkeys(values) if values.count(value) > 1]
+    if twice:
+        raise ValueError(f"`{field}` has {twice[0]!r} more than once: {remedy}")
 
 
 def _strings_to(value: Any, field: str) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sparse_transfer import plugins
+from sparse_transfer.errors import TrainingDiverged
 from sparse_transfer.predictions import Predictions
 
 
@@ -48,7 +49,17 @@ def row(
         classes: number of classes of the task.
         write: whether this process stores the file (the main process does).
         identity: mode, task, transfer_seed and whatever else tells rows apart.
+
+    Raises:
+        TrainingDiverged: a logit is not a finite number, so its prediction would mean nothing.
     """
+    if not np.isfinite(logits).all():
+        raise TrainingDiverged(
+            "The outputs of the trained model are not finite numbers.",
+            f"That is so for {int((~np.isfinite(logits)).any(axis=1).sum())} of {len(logits)} "
+            "images.",
+            "Lower the learning rate, add warm-up steps, or set clip_norm.",
+        )
     predictions = Predictions.from_logits(ids, labels, logits)
     relative = f"predictions/{name}.parquet"
     if write:

@@ -22,7 +22,7 @@ from typing import Any
 
 import pydantic
 
-from sparse_transfer import memory
+from sparse_transfer import memory, signals
 from sparse_transfer.errors import StopRequested, UserError
 from sparse_transfer.plan import Plan, Run
 from sparse_transfer.stages.context import Context
@@ -154,6 +154,8 @@ def _run_with_parents(
 def _do(run: Run, prefix: str, store: Store, context: Context, outcome: Outcome) -> bool:
     waiting = False
     while True:
+        if context.agreed(signals.received):
+            raise StopRequested(signals.name())
         if _status(run, store, context) == "finished":
             outcome.skipped.append(run)
             log.debug("%s %s %s: finished before", prefix, run.stage, run.title)
@@ -183,6 +185,15 @@ def _attempt(run: Run, prefix: str, store: Store, context: Context, outcome: Out
         parents = {role: store.folder(p.stage, p.id) for role, p in run.parents.items()}
         stage = import_module(f"sparse_transfer.stages.{run.stage}")
         result = stage.run(run, parents, out, context)
+        cost = {
+            "seconds": round(time.perf_counter() - started, 3),
+            "peak_memory_bytes": memory.peak(),
+        }
+        if main:
+            manifest |= result.pop("manifest", {}) | cost
+            result = {"title": run.title, "stage": run.stage, **result, "cost": cost}
+            write_json(out / "manifest.json", manifest)
+            write_json(out / "result.json", result)
     except (StopRequested, KeyboardInterrupt):
         raise
     except Exception as error:  # a failed run is a row of the report, not the end of the plan
@@ -201,13 +212,7 @@ def _attempt(run: Run, prefix: str, store: Store, context: Context, outcome: Out
         return False
     finally:
         context.progress.done()
-    seconds = time.perf_counter() - started
     if main:
-        cost = {"seconds": round(seconds, 3), "peak_memory_bytes": memory.peak()}
-        write_json(out / "manifest.json", {**manifest, **result.pop("manifest", {}), **cost})
-        write_json(
-            out / "result.json", {"title": run.title, "stage": run.stage, **result, "cost": cost}
-        )
         for leftover in out.glob("resume.*"):
             leftover.unlink()
     context.accelerator.wait_for_everyone()

@@ -60,10 +60,17 @@ def details(name: str) -> str:
 
 
 def config_text(name: str) -> str:
-    """The text of a shipped experiment or recipe, for `cp`."""
-    if name in experiment_file.recipe_names():
+    """The text of a shipped experiment or recipe, for `cp`; an experiment goes before a recipe.
+
+    Raises:
+        UserError: there is neither; the nearest names are given.
+    """
+    experiments, recipes = experiment_file.config_names(), experiment_file.recipe_names()
+    if name in experiments:
+        return experiment_file.config_path(name).read_text(encoding="utf-8")
+    if name in recipes:
         return experiment_file.recipe_path(name).read_text(encoding="utf-8")
-    return experiment_file.config_path(name).read_text(encoding="utf-8")
+    raise unknown_name("config or recipe", name, [*experiments, *recipes])
 
 
 def _options(kind: str, name: str) -> list[str]:

@@ -22,14 +22,15 @@ import torch
 from torch import Tensor, nn
 
 from sparse_transfer import config, signals
-from sparse_transfer.devices import autocast
-from sparse_transfer.errors import TrainingDiverged
+from sparse_transfer.devices import all_agree, autocast
+from sparse_transfer.errors import StopRequested, TrainingDiverged
 from sparse_transfer.pruning.masks import Masks
 from sparse_transfer.resume import ResumeFile, Stateful
 from sparse_transfer.seeds import derive
 
 log = logging.getLogger(__name__)
 
+_BATCH_NORM = nn.modules.batchnorm._BatchNorm
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 _FINITE_CHECK_EVERY = 50  # steps; asking a GPU for a number costs a synchronisation
 
@@ -92,6 +93,16 @@ def epoch_batches(
     if len(batches) > 1 and len(batches[-1]) < smallest:
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
+
+
+def smallest_batch(model: nn.Module, world: int = 1, freeze_bn: bool = False) -> int:
+    """The fewest examples that a batch may have, over all processes.
+
+    Batch norm that trains needs two on every process; without it the batches, and so the weights,
+    are the same for every number of processes.
+    """
+    trains_bn = not freeze_bn and any(isinstance(m, _BATCH_NORM) for m in model.modules())
+    return 2 * world if trains_bn else 2
 
 
 def steps_per_epoch(n: int, training: config.Training, smallest: int = 2) -> int:
@@ -200,7 +211,7 @@ def train(
             update={"optimizer": training.optimizer.model_copy(update={"lr": lr})}
         )
     world, rank = accelerator.num_processes, accelerator.process_index
-    smallest = 2 * world
+    smallest = smallest_batch(model, world, freeze_bn)
     per_epoch = steps_per_epoch(len(data), training, smallest)
     total = total_steps(len(data), training, smallest)
     if freeze_bn:
@@ -242,7 +253,8 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             examples = sum(len(batch) for batch in group)
             for number, batch in enumerate(group):
-                mine = batch[rank::world]
+                # With more processes than examples one runs an example for the reduction alone.
+                mine, weight = (batch[rank::world], 1) if rank < len(batch) else (batch[:1], 0)
                 images = data.batch(mine, epoch).to(
                     accelerator.device, memory_format=torch.channels_last, non_blocking=True
                 )
@@ -251,13 +263,13 @@ def train(
                 with _synchronised(wrapped, world > 1 and not last):
                     with autocast(training.precision):
                         logits = wrapped(images)
-                    loss = loss_function(logits.float(), labels) / examples
+                    loss = loss_function(logits.float(), labels) * (weight / examples)
                     running += loss.detach() * examples
                     penalty = keeper.penalty() if last else None
                     if penalty is not None:
                         loss = loss + penalty / world
                     accelerator.backward(loss * world)  # DDP averages over processes
-            seen += math.ceil(examples / world)
+            seen += examples
             keeper.after_backward(step)
             if training.clip_norm is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), training.clip_norm)
@@ -267,9 +279,11 @@ def train(
             if average is not None:
                 average.update(model)
             if step % _FINITE_CHECK_EVERY == 0:
-                _check_finite(running, step, total, training)
+                _check_finite(accelerator.reduce(running), step, total, training)
             progress(step, total)
-            signals.raise_if_stopped()
+            if not all_agree(not signals.received()):  # all stop after the same step
+                raise StopRequested(signals.name())
+        running = accelerator.reduce(running)
         _check_finite(running, step, total, training)
         losses.append(float(running) / max(1, seen))
         keeper.end_epoch()
@@ -284,6 +298,8 @@ def train(
             keeper.masks.apply(model.named_parameters())
     keeper.finish()
     optimizer.zero_grad(set_to_none=True)
+    if world > 1:
+        accelerator.free_memory()  # it would keep every model that it ever prepared
     return Trained(
         tuple(losses),
         position.epoch if position else None,
@@ -302,7 +318,7 @@ def _synchronised(wrapped: nn.Module, skip: bool) -> contextlib.AbstractContextM
 
 def _freeze_bn(model: nn.Module) -> None:
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, _BATCH_NORM):
             module.eval()
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)

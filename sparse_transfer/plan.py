@@ -9,13 +9,13 @@ nothing else; it decides no number.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
-from sparse_transfer import config, plugins, store
+from sparse_transfer import config, devices, plugins, store
 from sparse_transfer.errors import UserError
 from sparse_transfer.weights import content_hash
 
@@ -79,7 +79,7 @@ class FullSpec:
 
 @dataclass(frozen=True)
 class BenchSpec:
-    """Measure latency beside the dense parent."""
+    """Measure latency beside the dense parent, if there is one."""
 
     bench: config.Bench
     image_size: int
@@ -88,9 +88,12 @@ class BenchSpec:
 Spec = PruneSpec | LinearSpec | FullSpec | BenchSpec
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
-    """One node: what to do (`spec`), to which model (`subject`), from which results (`parents`)."""
+    """One node: what to do (`spec`), to which model (`subject`), from which results (`parents`).
+
+    Runs of one identity are equal, whatever two arms call their subject.
+    """
 
     stage: Stage
     subject: Subject
@@ -102,6 +105,12 @@ class Run:
     def id(self) -> str:
         """The first 16 hex digits of the SHA-256 of the identity."""
         return store.digest(self.identity)[:16]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Run) and other.id == self.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
 
     @property
     def title(self) -> str:
@@ -192,18 +201,21 @@ def options_of(method: config.MethodSpec) -> Any:
 
 
 def _arm_runs(arm: config.Arm, hashes: dict[config.TaskRef, str]) -> Iterator[Run]:
+    plain_dense = [m for m in arm.prune.methods if m.name == "dense" and m.model is None]
+    has_dense = arm.prune.dense or plain_dense
     for model in arm.upstream.models:
         dense = {
             seed: _prune(arm, model, _DENSE, 0.0, seed, hashes)
-            for seed in (arm.prune.seeds if arm.prune.dense else ())
+            for seed in (arm.prune.seeds if has_dense else ())
         }
         checkpoints = list(dense.values())
         for method in arm.prune.methods:
-            plain_dense = method.name == "dense" and method.model is None
+            if method in plain_dense:
+                continue
             sparsities = (0.0,) if method.name == "dense" else arm.prune.sparsities
             checkpoints += [
                 _prune(arm, model, method, sparsity, seed, hashes)
-                for sparsity in (() if plain_dense else sparsities)
+                for sparsity in sparsities
                 for seed in arm.prune.seeds
             ]
         yield from checkpoints
@@ -215,7 +227,7 @@ def _arm_runs(arm: config.Arm, hashes: dict[config.TaskRef, str]) -> Iterator[Ru
             size = (arm.transfer.preprocess if arm.transfer else arm.upstream.preprocess).image_size
             for run in checkpoints:
                 if run.subject.seed == first:
-                    yield _bench(arm.bench, size, run, dense.get(first, run))
+                    yield _bench(arm.bench, size, run, dense.get(first))
 
 
 _DENSE = config.MethodSpec(name="dense")
@@ -241,7 +253,7 @@ def _prune(
         "method": {
             "name": method.name,
             "version": plugins.load("pruner", method.name).version,
-            "options": _plain(options_of(method)),
+            "options": options_of(method).model_dump(mode="json", exclude_defaults=True),
         },
         "sparsity": sparsity,
         "seed": seed,
@@ -317,20 +329,19 @@ def _transfer_runs(
                     yield Run("full", run.subject, spec, identity, {"checkpoint": run, **parents})
 
 
-def _bench(bench: config.Bench, image_size: int, run: Run, dense: Run) -> Run:
+def _bench(bench: config.Bench, image_size: int, run: Run, dense: Run | None) -> Run:
+    parents = {"checkpoint": run, **({"dense": dense} if dense else {})}
     identity = {
         **_base("bench"),
         "bench": _plain(bench),
         "image_size": image_size,
-        "checkpoint": run.id,
-        "dense": dense.id,
+        **{role: parent.id for role, parent in parents.items()},
     }
-    parents = {"checkpoint": run, "dense": dense}
     return Run("bench", run.subject, BenchSpec(bench, image_size), identity, parents)
 
 
 def _base(stage: Stage) -> dict[str, Any]:
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = devices.world_size()
     return {
         "stage": stage,
         "results_version": RESULTS_VERSION,
@@ -339,7 +350,9 @@ def _base(stage: Stage) -> dict[str, Any]:
 
 
 def _task(ref: config.TaskRef, hashes: dict[config.TaskRef, str]) -> dict[str, Any]:
-    return {"name": ref.name, "split_hash": hashes[ref]}
+    """A task by its splits; where its card lies does not matter."""
+    name = Path(ref.name).stem if ref.name.endswith((".yaml", ".yml")) else ref.name
+    return {"name": name, "split_hash": hashes[ref]}
 
 
 def _model(model: config.ModelSpec) -> dict[str, Any]:
@@ -348,7 +361,8 @@ def _model(model: config.ModelSpec) -> dict[str, Any]:
     described = _plain(model)
     if outside is not None:
         described["weights_digest"] = outside
-        described.pop("weights", None)
+        if model.weights != "random":
+            described.pop("weights", None)
         if model.name.startswith("local-dir:"):
             described["name"] = "local-dir"
     return described

@@ -15,7 +15,8 @@ Problem = tuple[str, UserError]
 
 def check(experiment: config.Experiment, data_root: Path | None, cache: Path) -> list[Problem]:
     """Every problem with where it is: data, models, methods, schedules, backends. Runs nothing."""
-    return [problem for arm in experiment.arms for problem in _arm(arm, data_root, cache)]
+    found = [problem for arm in experiment.arms for problem in _arm(arm, data_root, cache)]
+    return list({(where, str(error)): (where, error) for where, error in found}.values())
 
 
 def describe(experiment: config.Experiment) -> Iterator[str]:
@@ -62,25 +63,31 @@ def _methods(
     arm: config.Arm, spec: config.ModelSpec, upstream: data.Task | None
 ) -> Iterator[Problem]:
     classes = len(upstream.classes) if upstream else None
-    steps = loop.total_steps(len(upstream.train), arm.recipe) if upstream else 0
-    for method in arm.prune.methods:
-        where = f"{arm.name}, {method.title}"
+    images = len(upstream.train) if upstream else 0
+    # without its images the length of a training in epochs is not known
+    knows_steps = upstream is not None or arm.upstream.task is None or arm.recipe.steps is not None
+    steps = loop.total_steps(images, arm.recipe) if knows_steps else 0
+    dense = config.MethodSpec(name="dense")
+    for method in (*([dense] if arm.prune.dense else []), *arm.prune.methods):
+        model, where = method.model or spec, f"{arm.name}, {method.title}"
         try:
             options = plan.options_of(method)
-            weights.content_hash(method.model or spec)
+        except UserError as error:
+            yield where, error
+            continue
+        try:
+            weights.content_hash(model)
             loaded = models.skeleton(
-                method.model or spec,
-                num_classes=classes,
-                image_size=arm.upstream.preprocess.image_size,
+                model, num_classes=classes, image_size=arm.upstream.preprocess.image_size
             )
             if method.name == "given":
                 continue  # verified against its checkpoint when it is opened
             layers = prunable(loaded.model, arm.recipe.keep_dense)
         except UserError as error:
-            yield where, error
+            yield f"{arm.name}, model {model.title}", error
             continue
         plugin = plugins.load("pruner", method.name)
-        for sparsity in arm.prune.sparsities if plugin.has_target else ():
+        for sparsity in arm.prune.sparsities if plugin.has_target and knows_steps else ():
             try:
                 events_of(
                     plugin(options),

@@ -136,7 +136,7 @@ def collect(store: Store, name: str | None) -> Results:
             "stage": "data",
             "run": "",
             "arm": item["arm"],
-            "task": item["task"],
+            "task": item["what"].partition("task ")[2],
             "error": item["error"],
         }
         for item in record["unavailable"]
@@ -209,8 +209,10 @@ def held_fixed(arm: Any) -> list[str]:
             )
         if "full" in transfer.modes and transfer.full:
             full = transfer.full
+            has_dense = prune.dense or any(method.name == "dense" for method in prune.methods)
+            chooser = "dense model" if has_dense else "first checkpoint"
             rate = (
-                "learning rate chosen on the dense model's validation part, shared by all methods"
+                f"learning rate chosen on the {chooser}'s validation part, shared by all methods"
                 if full.lr_grid
                 else "learning rate of the task card"
                 if full.card_lr

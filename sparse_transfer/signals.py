@@ -17,10 +17,20 @@ def listen() -> None:
             signal.signal(getattr(signal, name), _remember)
 
 
+def received() -> bool:
+    """Whether one of the signals has arrived in this process since `listen`."""
+    return bool(_received)
+
+
+def name() -> str:
+    """The signal that arrived first, or that it was another process which got one."""
+    return signal.Signals(_received[0]).name if _received else "a signal to another process"
+
+
 def raise_if_stopped() -> None:
     """Raise StopRequested if one of the signals has arrived since `listen`."""
-    if _received:
-        raise StopRequested(signal.Signals(_received[0]).name)
+    if received():
+        raise StopRequested(name())
 
 
 def _remember(number: int, frame: FrameType | None) -> None:

@@ -71,9 +71,11 @@ def transfer_experiment(
     facts = checkpoint_facts(checkpoint)
     measured = facts["measured_sparsity"]
     base = dense or checkpoint
-    if not all(seed.strip().isdigit() for seed in seeds.split(",")):
+    if not all(seed.strip().isdecimal() for seed in seeds.split(",")):
         raise UserError(f"--seeds {seeds} cannot be read.", hint="Write numbers: 0,1,2.")
     size = image_size or facts["image_size"]
+    # two rows of one name would be taken for one method
+    method = "given" if dense and facts["method"] == "dense" else facts["method"]
     raw = {
         "name": "transfer-" + _slug(checkpoint.resolve().parent.name),
         "title": f"Transfer of {checkpoint}",
@@ -87,7 +89,7 @@ def transfer_experiment(
             "methods": [
                 {
                     "name": "given",
-                    "label": facts["method"],
+                    "label": method,
                     "model": {"name": f"local-dir:{checkpoint}", "label": facts["model"]},
                 }
             ],
@@ -140,4 +142,6 @@ def _pairs(assignments: Sequence[str], flag: str) -> dict[str, Any]:
 
 
 def _slug(text: str) -> str:
-    return "".join(c if c.isalnum() or c in "._" else "-" for c in text.lower()).strip("-._")
+    return "".join(
+        c if c.isascii() and (c.isalnum() or c in "._") else "-" for c in text.lower()
+    ).strip("-._")

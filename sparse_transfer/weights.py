@@ -26,22 +26,27 @@ WRAPPERS = ("state_dict", "model_state_dict", "model")
 def content_hash(spec: ModelSpec) -> str | None:
     """SHA-256 (hex) of the files that a model's weights come from, or None without such files.
 
-    A local file is named by its bytes, a `local-dir:` by all of its JSON and weight files. Random
-    weights and hub tags have no file of ours; they are named by architecture, seed and tag.
+    A local file is named by its bytes, a `local-dir:` by all of its JSON and weight files, or by
+    its config.json where the weights are others. Random weights and hub tags have no file of ours;
+    they are named by architecture, seed and tag.
 
     Raises:
         UserError: a file or folder is named that is not there.
     """
-    if spec.weights not in ("pretrained", "random"):
-        return file_digest(existing_file(spec.weights))
-    if spec.weights == "random" or not spec.name.startswith(LOCAL_DIR):
-        return None
+    stated = spec.weights not in ("pretrained", "random")
+    own = existing_file(spec.weights) if stated else None
+    if not spec.name.startswith(LOCAL_DIR):
+        return file_digest(own) if own else None
     folder = existing_folder(spec.name.removeprefix(LOCAL_DIR))
     suffixes = (".json", ".safetensors", *PICKLES)
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in suffixes]
+    if spec.weights != "pretrained":  # the folder gives the architecture alone
+        files = [folder / "config.json"]
     total = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in suffixes:
-            total.update(f"{path.name} {file_digest(path)}\n".encode())
+    for path in files:
+        total.update(f"{path.name} {file_digest(path)}\n".encode())
+    if own:
+        total.update(f"weights {file_digest(own)}\n".encode())
     return total.hexdigest()
 
 

@@ -1,12 +1,16 @@
 """The command line, end to end on a study of seconds; what users type wrong; real kills."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from multiprocessing.reduction import DupFd
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,12 +35,45 @@ def call(*arguments: str) -> int:
     return 0
 
 
-def start(*arguments: str) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "sparse_transfer", *arguments],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+class Started:
+    """A command in a process of its own, forked from a server that has imported everything.
+
+    A new interpreter would spend most of such a test importing torch and timm.
+    """
+
+    def __init__(self, *arguments: str) -> None:
+        server = multiprocessing.get_context("forkserver")
+        server.set_forkserver_preload(["sparse_transfer.__main__", "sparse_transfer.stages.prune"])
+        self._log = tempfile.TemporaryFile("w+")
+        self._process = server.Process(
+            target=_command, args=(arguments, DupFd(self._log.fileno())), daemon=True
+        )
+        self._process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self) -> tuple[int, str]:
+        """Its exit code (minus the signal that killed it) and what it printed."""
+        self._process.join(180)
+        self._log.seek(0)
+        output = self._log.read()
+        assert self._process.exitcode is not None, output
+        return self._process.exitcode, output
+
+
+def _command(arguments: tuple[str, ...], log: Any) -> None:
+    descriptor = log.detach()
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    torch.set_num_threads(1)
+    sys.argv = ["sparse-transfer", *arguments]
+    main()
 
 
 @pytest.fixture(scope="module")
@@ -153,21 +190,19 @@ def test_a_failed_run_is_a_row_and_the_plan_goes_on(tmp_path, capsys):
 def test_a_killed_training_resumes_bit_identically(tmp_path, how):
     longer = ["--set", "recipe.steps=60", "--set", "prune.dense=false", *ONE_RUN]
     arguments = ["run", TINY, "--stage", "prune", "--threads", "1", *longer]
-    straight = start(*arguments, "--runs", str(tmp_path / "straight"))
-    process = start(*arguments, "--runs", str(tmp_path / "killed"))
+    straight = Started(*arguments, "--runs", str(tmp_path / "straight"))
+    process = Started(*arguments, "--runs", str(tmp_path / "killed"))
     deadline = time.monotonic() + 120
     while not (found := list((tmp_path / "killed").glob("prune/*/resume.safetensors"))):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     os.kill(process.pid, how)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == (-9 if how == signal.SIGKILL else 75), output
+    code, output = process.wait()
+    assert code == (-9 if how == signal.SIGKILL else 75), output
     assert found[0].is_file() and not list((tmp_path / "killed").glob("prune/*/result.json"))
-    again = start(*arguments, "--runs", str(tmp_path / "killed"))
-    output, _ = again.communicate(timeout=120)
-    assert again.returncode == 0, output
-    output, _ = straight.communicate(timeout=120)
-    assert straight.returncode == 0, output
+    for running in (Started(*arguments, "--runs", str(tmp_path / "killed")), straight):
+        code, output = running.wait()
+        assert code == 0, output
     for name in ("model", "mask"):
         a, b = (
             load_file(next((tmp_path / folder).glob(f"prune/*/checkpoint/{name}.safetensors")))
@@ -178,9 +213,9 @@ def test_a_killed_training_resumes_bit_identically(tmp_path, how):
 
 def test_two_processes_share_a_plan(tmp_path):
     arguments = ["run", TINY, "--runs", str(tmp_path), "--stage", "prune"]
-    both = [start(*arguments, "--shard", f"{index}/2") for index in range(2)]
-    outputs = [process.communicate(timeout=180)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], outputs
+    both = [Started(*arguments, "--shard", f"{index}/2") for index in range(2)]
+    codes, outputs = zip(*(process.wait() for process in both), strict=True)
+    assert codes == (0, 0), outputs
     assert len(list(tmp_path.glob("prune/*/result.json"))) == 4
     done = sum(output.count("] prune tiny-net") for output in outputs)
     assert done == 4, outputs

@@ -233,7 +233,8 @@ class _Maker:
     def _of(self, place: tuple[str, str]) -> list[Group]:
         return [group for group in self.groups if (group.arm, group.model) == place]
 
-    def _held(self, arm: str) -> str:
+    def _held(self, arm: str, mode: str = "") -> str:
+        """What was held fixed in an arm; of one mode, without what concerns the other modes."""
         lines = self.facts["held_fixed"].get(arm, ())
         if isinstance(lines, str):
             return lines
@@ -248,7 +249,9 @@ class _Maker:
                 )
                 if own[name].ne("").any()
             ]
-        return " ".join(f"{str(line).rstrip('.;')}." for line in lines)
+        others = [name for name in ("linear", "full") if mode and not mode.startswith(name)]
+        kept = [line for line in map(str, lines) if line.partition(":")[0].lower() not in others]
+        return " ".join(f"{line.rstrip('.;')}." for line in kept)
 
     def _summary(self, place: tuple[str, str], comparison: Comparison) -> Iterator[Table]:
         upstream = self.frame[self.frame["mode"] == "upstream"]
@@ -258,7 +261,12 @@ class _Maker:
         transfer = [group for group in groups if group.mode != "upstream"]
         for group in transfer or groups:
             yield tables.summary_table(
-                group, comparison, self.contrasts, means, self.measured, self._held(group.arm)
+                group,
+                comparison,
+                self.contrasts,
+                means,
+                self.measured,
+                self._held(group.arm, group.mode),
             )
         parts = [group.of(self.contrasts) for group in groups if len(self.contrasts)]
         if any(len(part) for part in parts):

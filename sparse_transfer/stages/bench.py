@@ -21,7 +21,7 @@ def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context)
     bench = spec.bench
     rows = measure_checkpoints(
         parents["checkpoint"] / "checkpoint",
-        parents["dense"] / "checkpoint",
+        parents["dense"] / "checkpoint" if "dense" in parents else None,
         bench.backends,
         bench.batch_size,
         spec.image_size,

@@ -171,14 +171,15 @@ def _prune(
     training: config.Training = spec.recipe
     trains = bool(training.steps or training.epochs)
     n = len(task.train) if task is not None else 0
-    total = loop.total_steps(n, training, 2 * context.accelerator.num_processes) if trains else 0
+    smallest = loop.smallest_batch(model, context.accelerator.num_processes)
+    total = loop.total_steps(n, training, smallest) if trains else 0
     pruner = Pruner(
         model,
         method=method,
         sparsity=spec.sparsity,
         layers=layers,
         total_steps=total,
-        steps_per_epoch=loop.steps_per_epoch(n, training) if trains else 0,
+        steps_per_epoch=loop.steps_per_epoch(n, training, smallest) if trains else 0,
         seed=spec.seed,
         masks=given,
     )

@@ -32,7 +32,8 @@ def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context)
         except TrainingDiverged:
             scores[lr] = 0.0
             continue
-        scores[lr] = float(np.mean(tuned["logits"].argmax(axis=1) == tuned["labels"]))
+        hits = tuned["logits"].argmax(axis=1) == tuned["labels"]
+        scores[lr] = float(np.mean(hits)) if np.isfinite(tuned["logits"]).all() else 0.0
     best = max(scores, key=lambda lr: (scores[lr], -lr))
     return {
         "lr": best,
