@@ -6,11 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from multiprocessing.reduction import DupFd
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -35,19 +32,23 @@ def call(*arguments: str) -> int:
     return 0
 
 
+PRELOADED = [
+    "accelerate", "pandas", "pyarrow.parquet", "sparse_transfer.__main__",
+    "sparse_transfer.execute", "sparse_transfer.stages.prune",
+]  # fmt: skip
+
+
 class Started:
     """A command in a process of its own, forked from a server that has imported everything.
 
     A new interpreter would spend most of such a test importing torch and timm.
     """
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, log: Path, *arguments: str) -> None:
         server = multiprocessing.get_context("forkserver")
-        server.set_forkserver_preload(["sparse_transfer.__main__", "sparse_transfer.stages.prune"])
-        self._log = tempfile.TemporaryFile("w+")
-        self._process = server.Process(
-            target=_command, args=(arguments, DupFd(self._log.fileno())), daemon=True
-        )
+        server.set_forkserver_preload(PRELOADED)
+        self._log = log
+        self._process = server.Process(target=_command, args=(arguments, log), daemon=True)
         self._process.start()
 
     @property
@@ -61,14 +62,13 @@ class Started:
     def wait(self) -> tuple[int, str]:
         """Its exit code (minus the signal that killed it) and what it printed."""
         self._process.join(180)
-        self._log.seek(0)
-        output = self._log.read()
+        output = self._log.read_text(encoding="utf-8")
         assert self._process.exitcode is not None, output
         return self._process.exitcode, output
 
 
-def _command(arguments: tuple[str, ...], log: Any) -> None:
-    descriptor = log.detach()
+def _command(arguments: tuple[str, ...], log: Path) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     torch.set_num_threads(1)
@@ -190,8 +190,9 @@ def test_a_failed_run_is_a_row_and_the_plan_goes_on(tmp_path, capsys):
 def test_a_killed_training_resumes_bit_identically(tmp_path, how):
     longer = ["--set", "recipe.steps=60", "--set", "prune.dense=false", *ONE_RUN]
     arguments = ["run", TINY, "--stage", "prune", "--threads", "1", *longer]
-    straight = Started(*arguments, "--runs", str(tmp_path / "straight"))
-    process = Started(*arguments, "--runs", str(tmp_path / "killed"))
+    straight = Started(tmp_path / "1.log", *arguments, "--runs", str(tmp_path / "straight"))
+    arguments += ["--runs", str(tmp_path / "killed")]
+    process = Started(tmp_path / "2.log", *arguments)
     deadline = time.monotonic() + 120
     while not (found := list((tmp_path / "killed").glob("prune/*/resume.safetensors"))):
         assert process.poll() is None and time.monotonic() < deadline
@@ -200,7 +201,7 @@ def test_a_killed_training_resumes_bit_identically(tmp_path, how):
     code, output = process.wait()
     assert code == (-9 if how == signal.SIGKILL else 75), output
     assert found[0].is_file() and not list((tmp_path / "killed").glob("prune/*/result.json"))
-    for running in (Started(*arguments, "--runs", str(tmp_path / "killed")), straight):
+    for running in (Started(tmp_path / "3.log", *arguments), straight):
         code, output = running.wait()
         assert code == 0, output
     for name in ("model", "mask"):
@@ -213,7 +214,7 @@ def test_a_killed_training_resumes_bit_identically(tmp_path, how):
 
 def test_two_processes_share_a_plan(tmp_path):
     arguments = ["run", TINY, "--runs", str(tmp_path), "--stage", "prune"]
-    both = [Started(*arguments, "--shard", f"{index}/2") for index in range(2)]
+    both = [Started(tmp_path / str(i), *arguments, "--shard", f"{i}/2") for i in range(2)]
     codes, outputs = zip(*(process.wait() for process in both), strict=True)
     assert codes == (0, 0), outputs
     assert len(list(tmp_path.glob("prune/*/result.json"))) == 4

@@ -50,9 +50,14 @@ def rich_table(table: Table) -> Group:
     shown = [place for place, column in enumerate(table.columns) if column.key in _SHORT]
     for column in (table.columns[place] for place in shown):
         justify = "right" if column.numeric else "left"
-        drawn.add_column(_SHORT[column.key], justify=justify, no_wrap=column.numeric)
+        drawn.add_column(_SHORT[column.key], justify=justify, no_wrap=True)
     for row in table.rows:
-        drawn.add_row(*(Text(row[place].plain) for place in shown))
+        drawn.add_row(
+            *(
+                Text(row[place].plain if table.columns[place].key == "mor" else row[place].text)
+                for place in shown
+            )
+        )
     notes = [Text(line, style="dim") for line in table.notes]
     return Group(drawn, *notes, Text(""))
 
