@@ -29,10 +29,10 @@ def print_report(
 # The columns that fit eighty characters, with short headings; the page and the CSV have them all.
 _SHORT = {
     "method": "method",
-    "sparsity": "sparsity %",
-    "upstream": "upstream %",
+    "sparsity": "sparsity",
+    "upstream": "upstream",
     "mor": "rel. error %",
-    "coverage": "tasks × seeds",
+    "coverage": "tasks×seeds",
     "ahead_of": "ahead of",
     "verdict_short": "verdict",
 }
@@ -46,6 +46,7 @@ def rich_table(table: Table) -> Group:
         title_style="bold",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
     shown = [place for place, column in enumerate(table.columns) if column.key in _SHORT]
     for column in (table.columns[place] for place in shown):
