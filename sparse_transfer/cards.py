@@ -22,6 +22,7 @@ from sparse_transfer import plugins
 from sparse_transfer.config import Fraction, Frozen
 from sparse_transfer.errors import UserError, nearest, unknown_name
 from sparse_transfer.experiment_file import read_yaml
+from sparse_transfer.mistakes import explain
 
 Channels = tuple[float, float, float]
 
@@ -273,10 +274,11 @@ def _read(path: Path) -> TaskCard:
     try:
         found = TaskCard.model_validate(raw)
     except ValidationError as error:
-        problems = [_explain(item, path, lines) for item in error.errors()]
+        names = plugins.names("source")
+        problems = explain(error, TaskCard, str(path), lines, more_names=names)
         raise UserError(
             f"The task card {path} has {len(problems)} mistake{'s' * (len(problems) > 1)}.",
-            "\n".join(dict.fromkeys(problems)),
+            "\n".join(problems),
         ) from error
     if not is_shipped:
         shipped = {shipped.stem: shipped for shipped in card_folder().glob("*.yaml")}
@@ -293,26 +295,3 @@ def _refuse_shipped_name(name: str, path: Path, shipped: dict[str, Path]) -> Non
             "joined by name.",
             "Give your task another name.",
         )
-
-
-def _explain(item: Any, path: Path, lines: dict[tuple[str | int, ...], int]) -> str:
-    location = tuple(item["loc"])
-    known_prefixes = [location[:length] for length in range(len(location), 0, -1)]
-    line = next((lines[prefix] for prefix in known_prefixes if prefix in lines), 0)
-    shown = ".".join(str(part) for part in location) or "(the whole card)"
-    message = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "extra_forbidden":
-        close = nearest(str(location[-1]), _fields_at(location))
-        message = "unknown field" + (f"; did you mean {' or '.join(close)}?" if close else "")
-    elif item["type"] == "missing":
-        message = "is missing"
-    elif not isinstance(item["input"], dict):
-        message += f" (found {item['input']!r})"
-    return f"{path}:{line}: {shown}: {message}" if line else f"{path}: {shown}: {message}"
-
-
-def _fields_at(location: tuple[str | int, ...]) -> list[str]:
-    models = {"sources": SourceSpec, "split": SplitRule, "sizes": Sizes, "paper": Paper}
-    if len(location) == 1:
-        return [*TaskCard.model_fields, *plugins.names("source")]
-    return list(models.get(str(location[0]), TaskCard).model_fields)

@@ -19,7 +19,9 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 class Frozen(BaseModel):
     """Base of all configuration: immutable, unknown fields refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 class ModelSpec(Frozen):
@@ -329,5 +331,5 @@ def _refuse_equal(field: str, values: Sequence[Any], remedy: str) -> None:
 
 def _strings_to(value: Any, field: str) -> Any:
     if isinstance(value, list | tuple):
-        return [{field: item} if isinstance(item, str) else item for item in value]
+        return tuple({field: item} if isinstance(item, str) else item for item in value)
     return value

@@ -6,22 +6,24 @@ does not exist, the nearest names that do.
 
 from __future__ import annotations
 
+import copy
+import json
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
 from sparse_transfer import config
-from sparse_transfer.errors import UserError, nearest, unknown_name
+from sparse_transfer.errors import UserError, unknown_name
+from sparse_transfer.mistakes import Location, explain
 
 _PER_EXPERIMENT = ("name", "title", "notes", "arms")
 _RECIPE_FIELDS = (("recipe",), ("transfer", "linear"), ("transfer", "full"))
-
-KeyPath = tuple[str | int, ...]
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -101,28 +103,49 @@ def build(raw: dict[str, Any], overrides: Sequence[str] = ()) -> config.Experime
 
 
 def _validated(
-    raw: dict[str, Any], overrides: Sequence[str], path: Path, lines: dict[KeyPath, int]
+    raw: dict[str, Any], overrides: Sequence[str], path: Path, lines: dict[Location, int]
 ) -> config.Experiment:
-    for assignment in overrides:
-        _assign(raw, assignment)
-    experiment = {key: raw[key] for key in _PER_EXPERIMENT if key in raw and key != "arms"}
-    shared = {key: value for key, value in raw.items() if key not in _PER_EXPERIMENT}
-    arms = raw.get("arms", [{}])
-    if not isinstance(arms, list) or not all(isinstance(arm, dict) for arm in arms):
+    arms_given = raw.get("arms", [{}])
+    if not isinstance(arms_given, list) or not all(isinstance(arm, dict) for arm in arms_given):
         raise UserError(
             f"{path}: `arms` must be a list of mappings.",
             hint="See `sparse-transfer show small-study`.",
         )
-    experiment["arms"] = [_with_recipes(_merge(shared, arm), path) for arm in arms]
+    experiment = {key: raw[key] for key in _PER_EXPERIMENT if key in raw and key != "arms"}
+    shared = {key: value for key, value in raw.items() if key not in _PER_EXPERIMENT}
+    experiment["arms"] = [copy.deepcopy(_merge(shared, arm)) for arm in arms_given]
+    for assignment in overrides:
+        _assign(experiment, assignment)
+    problems: list[str] = []
+    for arm in experiment["arms"]:
+        problems += _resolve_recipes(arm, path)
     try:
-        return config.Experiment.model_validate(experiment)
+        found = _from_plain(config.Experiment, experiment)
     except ValidationError as error:
-        mistakes = [_explain(item, path, lines, "arms" in raw) for item in error.errors()]
-        raise UserError(
-            f"{path} has {error.error_count()} mistake{'s' * (error.error_count() > 1)}.",
-            "\n".join(dict.fromkeys(mistakes)),
-            "`sparse-transfer show quickstart` is an example; `check` says when all is well.",
-        ) from error
+
+        def place(location: Location) -> Location:
+            """A field that all arms share stands outside `arms` in the file."""
+            shared_field = location[:1] == ("arms",) and location[:3] not in lines
+            return location[2:] if shared_field else location
+
+        problems += explain(error, config.Experiment, str(path), lines, place=place)
+    else:
+        if not problems:
+            return found
+    problems = list(dict.fromkeys(problems))
+    raise UserError(
+        f"{path} has {len(problems)} mistake{'s' * (len(problems) > 1)}.",
+        "\n".join(problems),
+        "`sparse-transfer show quickstart` is an example; `check` says when all is well.",
+    )
+
+
+M = TypeVar("M", bound=config.Frozen)
+
+
+def _from_plain(model: type[M], value: Any) -> M:
+    """Validate without guessing: `true` is no number and `"20"` is no integer."""
+    return model.model_validate_json(json.dumps(value), strict=True)
 
 
 def load_recipe(name: str) -> config.Recipe | config.LinearProfile | config.FullProfile:
@@ -136,13 +159,13 @@ def load_recipe(name: str) -> config.Recipe | config.LinearProfile | config.Full
             f"{path} is not a recipe.", f"`kind` is {kind!r}.", "One of: prune, linear, full."
         )
     try:
-        return kinds[kind].model_validate({"name": path.stem, **raw})
+        return _from_plain(kinds[kind], {"name": path.stem, **raw})
     except ValidationError as error:
-        problems = "\n".join(_explain(item, path, lines, False) for item in error.errors())
+        problems = "\n".join(explain(error, kinds[kind], str(path), lines))
         raise UserError(f"{path} has mistakes.", problems) from error
 
 
-def read_yaml(path: Path) -> tuple[Any, dict[KeyPath, int]]:
+def read_yaml(path: Path) -> tuple[Any, dict[Location, int]]:
     """The content of a strict YAML file and the line of every key path.
 
     Raises:
@@ -155,24 +178,28 @@ def read_yaml(path: Path) -> tuple[Any, dict[KeyPath, int]]:
     return parse_yaml(text, str(path))
 
 
-def parse_yaml(text: str, origin: str) -> tuple[Any, dict[KeyPath, int]]:
+def parse_yaml(text: str, origin: str) -> tuple[Any, dict[Location, int]]:
     """As `read_yaml`, for text; `origin` stands in the errors."""
-    lines: dict[KeyPath, int] = {}
-    loader = _StrictLoader(text)
+    lines: dict[Location, int] = {}
+    loader = None
     try:
+        loader = _StrictLoader(text)
         node = loader.get_single_node()
         return (None if node is None else _construct(loader, node, (), lines, origin)), lines
+    except RecursionError as error:
+        raise UserError(f"{origin} is not valid YAML.", "It contains itself.") from error
     except yaml.MarkedYAMLError as error:
         where = f"{origin}:{error.problem_mark.line + 1}" if error.problem_mark else origin
         raise UserError(f"{where} is not valid YAML.", error.problem or str(error)) from error
     except yaml.YAMLError as error:
         raise UserError(f"{origin} is not valid YAML.", str(error)) from error
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
 def _construct(
-    loader: _StrictLoader, node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], origin: str
+    loader: _StrictLoader, node: yaml.Node, path: Location, lines: dict[Location, int], origin: str
 ) -> Any:
     lines[path] = node.start_mark.line + 1
     if isinstance(node, yaml.MappingNode):
@@ -193,7 +220,10 @@ def _construct(
             _construct(loader, item, (*path, index), lines, origin)
             for index, item in enumerate(node.value)
         ]
-    return loader.construct_object(node)
+    value = loader.construct_object(node)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{origin}:{lines[path]}: {node.value} is not a finite number.")
+    return value
 
 
 def _filled(value: Any, data_root: Path | None, origin: Path) -> Any:
@@ -225,41 +255,44 @@ def _merge(base: Any, over: Any) -> Any:
     return over
 
 
-def _with_recipes(arm: dict[str, Any], origin: Path) -> dict[str, Any]:
-    """The arm with recipe names replaced by what they stand for."""
+def _resolve_recipes(arm: dict[str, Any], origin: Path) -> list[str]:
+    """Replace recipe names of an arm by what they stand for; returns what could not be."""
+    problems: list[str] = []
     for *parents, field in _RECIPE_FIELDS:
         holder: Any = arm
         for parent in parents:
             holder = holder.get(parent) if isinstance(holder, dict) else None
-        if not isinstance(holder, dict) or holder.get(field) is None:
-            continue
-        value = holder[field]
-        base = (
-            value
-            if isinstance(value, str)
-            else value.get("base")
-            if isinstance(value, dict)
-            else None
-        )
+        value = holder.get(field) if isinstance(holder, dict) else None
+        base = value.get("base") if isinstance(value, dict) else value
         if base is None:
             continue
-        recipe = load_recipe(_beside(base, origin))
-        expected = {"recipe": "prune"}.get(field, field)
-        if recipe.kind != expected:
-            raise UserError(
-                f"`{field}: {base}` cannot be used.",
-                f"{base} is a recipe of kind `{recipe.kind}`.",
-                f"Choose one of kind `{expected}`: `sparse-transfer ls recipes`.",
-            )
-        changes = {} if isinstance(value, str) else {k: v for k, v in value.items() if k != "base"}
-        resolved = _merge(recipe.model_dump(mode="json", exclude_unset=True), changes)
-        if {"steps", "epochs"} & changes.keys():
-            for other in {"steps", "epochs"} - changes.keys():
-                resolved.pop(other, None)
-        if changes and "name" not in changes:
-            resolved["name"] = f"{recipe.name}, changed"
-        holder[field] = resolved
-    return arm
+        try:
+            holder[field] = _resolved(base, value, field, origin)
+        except UserError as error:
+            problems.append(f"{origin}: {'.'.join([*parents, field])}: {error}")
+            holder[field] = {"steps": 0} if field != "linear" else {}  # so that the rest is checked
+    return problems
+
+
+def _resolved(base: Any, value: Any, field: str, origin: Path) -> dict[str, Any]:
+    """A recipe by name, with the changes that stand beside `base`."""
+    if not isinstance(base, str):
+        raise UserError(f"found {base!r} where the name of a recipe was expected.")
+    recipe = load_recipe(_beside(base, origin))
+    expected = {"recipe": "prune"}.get(field, field)
+    if recipe.kind != expected:
+        raise UserError(
+            f"`{base}` is a recipe of kind `{recipe.kind}`.",
+            hint=f"Choose one of kind `{expected}`: `sparse-transfer ls recipes`.",
+        )
+    changes = {k: v for k, v in value.items() if k != "base"} if isinstance(value, dict) else {}
+    resolved = _merge(recipe.model_dump(mode="json", exclude_unset=True), changes)
+    if {"steps", "epochs"} & changes.keys():
+        for other in {"steps", "epochs"} - changes.keys():
+            resolved.pop(other, None)
+    if changes and "name" not in changes:
+        resolved["name"] = f"{recipe.name} (changed)"
+    return resolved
 
 
 def _beside(name: str, origin: Path) -> str:
@@ -268,25 +301,35 @@ def _beside(name: str, origin: Path) -> str:
     return str(candidate) if name.endswith(".yaml") and candidate.is_file() else name
 
 
-def _assign(raw: dict[str, Any], assignment: str) -> None:
+def _assign(experiment: dict[str, Any], assignment: str) -> None:
+    """Apply `a.b=c`: to the experiment, to one arm (`arms.0.…`), or else to every arm."""
     dotted, equals, text = assignment.partition("=")
     if not equals or not dotted:
         raise UserError(f"--set {assignment} cannot be read.", hint="Write --set field.sub=value.")
     value, _ = parse_yaml(text, f"--set {dotted}")
     *parents, last = dotted.split(".")
-    target: Any = raw
-    for key in parents:
-        target = _child(target, key, assignment)
-    if isinstance(target, list):
-        target[_index(target, last, assignment)] = value
-    else:
-        target[last] = value
+    everywhere = dotted.split(".")[0] not in _PER_EXPERIMENT
+    for target in experiment["arms"] if everywhere else [experiment]:
+        for key in parents:
+            target = _child(target, key, assignment)
+        if isinstance(target, list):
+            target[_index(target, last, assignment)] = value
+        elif isinstance(target, dict):
+            target[last] = value
+        else:
+            raise UserError(
+                f"--set {assignment} names no field.",
+                f"`{'.'.join(parents)}` is {target!r}, which has no fields.",
+                "Give the whole of it, as in --set prune.methods=[{name: gmp}].",
+            )
 
 
 def _child(holder: Any, key: str, assignment: str) -> Any:
     """What `key` names below `holder`, made a mapping where it is not a container yet."""
     if isinstance(holder, list):
         return holder[_index(holder, key, assignment)]
+    if not isinstance(holder, dict):
+        return holder
     child = holder.get(key)
     if isinstance(child, str) and key in ("recipe", "linear", "full"):
         child = {"base": child}
@@ -302,36 +345,6 @@ def _index(items: list[Any], key: str, assignment: str) -> int:
             f"--set {assignment} names no item.", f"`{key}` is not one of 0 to {len(items) - 1}."
         )
     return int(key)
-
-
-def _explain(item: Any, path: Path, lines: dict[KeyPath, int], has_arms: bool) -> str:
-    location: KeyPath = tuple(item["loc"])
-    in_file = location
-    if location[:1] == ("arms",) and (not has_arms or location not in lines):
-        in_file = location[2:]  # a shared field, merged into each arm
-    shown = ".".join(str(part) for part in in_file) or "(the whole file)"
-    line = next(
-        (
-            lines[in_file[:length]]
-            for length in range(len(in_file), 0, -1)
-            if in_file[:length] in lines
-        ),
-        0,
-    )
-    message = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "extra_forbidden":
-        known = nearest(str(location[-1]), _all_fields())
-        message = "unknown field" + (f"; did you mean {' or '.join(known)}?" if known else "")
-    elif item["type"] == "missing":
-        message = "is missing"
-    else:
-        message += f" (found {item['input']!r})" if not isinstance(item["input"], dict) else ""
-    return f"{path}:{line}: {shown}: {message}" if line else f"{path}: {shown}: {message}"
-
-
-def _all_fields() -> Iterable[str]:
-    classes = [value for value in vars(config).values() if isinstance(value, type)]
-    return {name for cls in classes if issubclass(cls, config.Frozen) for name in cls.model_fields}
 
 
 def _named_file(name: str, folder: Path, kind: str) -> Path:

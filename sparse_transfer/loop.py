@@ -230,7 +230,10 @@ def train(
         keeper.start()
     first_epoch = position.epoch if position else 0
     step = position.step if position else 0
-    wrapped = accelerator.prepare(model) if world > 1 else model
+    wrapped = model
+    if world > 1:
+        wrapped = accelerator.prepare(model)
+        accelerator.free_memory()  # it would keep every model that it ever prepared
     smooth = training.label_smoothing
     loss_function = nn.CrossEntropyLoss(label_smoothing=smooth, reduction="sum")
     losses: list[float] = []
@@ -298,8 +301,6 @@ def train(
             keeper.masks.apply(model.named_parameters())
     keeper.finish()
     optimizer.zero_grad(set_to_none=True)
-    if world > 1:
-        accelerator.free_memory()  # it would keep every model that it ever prepared
     return Trained(
         tuple(losses),
         position.epoch if position else None,

@@ -73,20 +73,24 @@ class ResumeFile:
         """Restore the saved state in place; None if there is nothing to resume from.
 
         Raises:
-            UserError: the file does not belong to this run.
+            UserError: the file is damaged, or does not belong to this run.
         """
         if not self.path.is_file():
             return None
         try:
             with safe_open(self.path, "pt") as file:
-                metadata = file.metadata()
+                metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
+            return self._restore(tensors, metadata)
+        except (SafetensorError, RuntimeError, KeyError, ValueError) as error:
             raise UserError(
-                f"The resume file {self.path} cannot be read.",
-                str(error),
+                f"The resume file {self.path} cannot be used.",
+                str(error).partition("\n")[0],
                 "Delete it to start afresh.",
             ) from error
+
+    def _restore(self, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> Position:
+        position = Position(*json.loads(metadata["position"]))
         saved = json.loads(metadata["environment"])
         self.warnings = tuple(
             f"resumed under {key} {now}, began under {saved[key]}: may differ in rounding"
@@ -96,8 +100,7 @@ class ResumeFile:
         for name, part in self._parts.items():
             part.load_state_dict(_under(tensors, f"{name}."))
         self._restore_optimizer(_under(tensors, "optimizer."))
-        epoch, step = json.loads(metadata["position"])
-        return Position(epoch, step)
+        return position
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, part in self._parts.items():

@@ -63,7 +63,7 @@ def test_a_shared_field_reaches_every_arm_and_an_arm_overrides_it(tmp_path):
 
 
 def test_arms_of_one_name_are_refused(tmp_path):
-    assert "must differ" in message(tmp_path, MINIMAL + "arms: [{name: a}, {name: a}]\n")
+    assert "more than once" in message(tmp_path, MINIMAL + "arms: [{name: a}, {name: a}]\n")
 
 
 def test_set_changes_one_field_even_inside_a_named_recipe(tmp_path):
@@ -71,7 +71,7 @@ def test_set_changes_one_field_even_inside_a_named_recipe(tmp_path):
         write(tmp_path, MINIMAL), ["recipe.steps=7", "prune.sparsities=[0.25]"]
     )
     assert loaded.arms[0].recipe.steps == 7
-    assert loaded.arms[0].recipe.name == "demo, changed"
+    assert loaded.arms[0].recipe.name == "demo (changed)"
     assert loaded.arms[0].prune.sparsities == (0.25,)
 
 
@@ -87,6 +87,7 @@ def test_epochs_replace_the_steps_of_a_named_recipe(tmp_path):
         ("recipe", "Write --set"),
         ("upstream.models.4.name=x", "0 to 0"),
         ("prune.sparsities=[1.0]", "less than 1"),
+        ("prune.methods.0.options.start=.2", "names no field"),
         ("recipe=no-such", "no recipe named 'no-such'"),
         ("recipe=paper-linear", "kind `linear`"),
         ("transfer={tasks: [digits], modes: [full]}", "needs a profile"),
@@ -104,7 +105,44 @@ def test_unknown_experiment_gives_the_nearest():
 
 @pytest.mark.parametrize("name", experiment_file.config_names())
 def test_every_shipped_experiment_is_valid(name):
-    assert experiment_file.load(name).name == name
+    assert experiment_file.load(name, data_root=Path("images")).name == name
+
+
+def test_a_file_that_needs_the_data_root_says_so():
+    with pytest.raises(UserError, match="--data-root"):
+        experiment_file.load("small-study")
+    study = experiment_file.load("small-study", data_root=Path("images"))
+    assert study.arms[2].upstream.models[0].weights.startswith("images/../weights/")
+
+
+def test_set_reaches_a_field_that_an_arm_states_itself(tmp_path):
+    text = MINIMAL + "arms:\n  - {name: a}\n  - {name: b, prune: {seeds: [1, 2]}}\n"
+    everywhere = experiment_file.load(write(tmp_path, text), ["prune.seeds=[7]"])
+    assert [arm.prune.seeds for arm in everywhere.arms] == [(7,), (7,)]
+    one = experiment_file.load(write(tmp_path, text), ["arms.1.prune.seeds=[7]"])
+    assert [arm.prune.seeds for arm in one.arms] == [(0,), (7,)]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("sparsities: [0.5]", 'sparsities: ["0.5"]', "valid number"),
+        ("sparsities: [0.5]", "sparsities: [true]", "valid number"),
+        ("sparsities: [0.5]", "sparsities: [1e400]", "not a finite number"),
+        ("recipe: demo", "recipe: {base: 5}", "name of a recipe"),
+        ("recipe: demo", "recipe: &x [*x]", "contains itself"),
+        ("recipe: demo", "recipe: de\0mo", "not valid YAML"),
+        ("recipe: demo", "recipe: nodemo", "no recipe named 'nodemo'"),
+    ],
+)
+def test_wrong_types_are_not_guessed_at(tmp_path, old, new, expected):
+    text = message(tmp_path, MINIMAL.replace(old, new))
+    assert expected in text and len(text) < 500
+
+
+def test_an_unknown_recipe_does_not_hide_other_mistakes(tmp_path):
+    text = message(tmp_path, MINIMAL.replace("demo", "nodemo").replace("gmp", "{nam: gmp}"))
+    assert "no recipe named 'nodemo'" in text and "did you mean name" in text
 
 
 @pytest.mark.parametrize("name", experiment_file.recipe_names())

@@ -1,0 +1,63 @@
+"""What `ls`, `show` and `cp` print."""
+
+from __future__ import annotations
+
+import pytest
+
+from sparse_transfer import experiment_file, listing, plugins
+from sparse_transfer.__main__ import LISTS
+from sparse_transfer.errors import UserError
+
+
+@pytest.mark.parametrize("what", LISTS)
+def test_every_entry_has_one_line(what: str):
+    rows = listing.rows(what)
+    assert rows and len({name for name, _ in rows}) == len(rows)
+    assert all(text.strip() and "\n" not in text for _, text in rows)
+
+
+@pytest.mark.parametrize("what", [what for what in LISTS if what != "models"])
+def test_whatever_is_listed_can_be_shown(what: str):
+    for name, _ in listing.rows(what):
+        assert listing.details(name).strip()
+
+
+def test_options_of_a_pruner_are_shown_with_their_defaults():
+    text = listing.details("gmp")
+    assert "1710.01878" in text
+    (line,) = [line for line in text.splitlines() if line.strip().startswith("updates")]
+    assert "50" in line
+    assert "no options" in listing.details("dense")
+
+
+def test_the_small_models_can_be_built_by_the_listed_name():
+    names = [name for name, _ in listing.rows("models")]
+    import timm
+
+    from sparse_transfer import small_models
+
+    own = [name for name in names if name in small_models.NAMES]
+    assert len(own) == len(small_models.NAMES) and all(timm.is_model(name) for name in own)
+
+
+@pytest.mark.parametrize("name", experiment_file.config_names())
+def test_a_copied_experiment_is_the_experiment_whatever_a_recipe_is_called(name: str):
+    assert listing.config_text(name) == experiment_file.config_path(name).read_text("utf-8")
+
+
+def test_a_recipe_can_be_copied():
+    assert "kind: linear" in listing.config_text("paper-linear")
+
+
+def test_unknown_names_get_near_ones():
+    with pytest.raises(UserError, match="fggp"):
+        listing.details("fgpg")
+    with pytest.raises(UserError, match="paper-linear"):
+        listing.config_text("paper-liner")
+    with pytest.raises(UserError, match="quickstart"):
+        listing.config_text("quikstart")
+
+
+def test_every_plugin_says_what_it_is():
+    for kind in plugins.KINDS:
+        assert all(plugins.summary(kind, name) for name in plugins.names(kind))

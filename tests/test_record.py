@@ -1,0 +1,214 @@
+"""What `collect` gathers for the report from run folders."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sparse_transfer import evaluation, experiment_file, plan, plugins, record
+from sparse_transfer.errors import UserError
+from sparse_transfer.report.write import write
+from sparse_transfer.store import Store, read_json, write_json
+from tests.test_plan import NET, raw, split_hash
+
+SMALL = {"name": "dense", "label": "small", "model": NET | {"kwargs": {"channels": [4, 8, 8]}}}
+MACS = {"dense": (100.0, 100.0), "gmp": (30.0, 100.0), "small": (25.0, 25.0)}
+
+
+def row(out: Path, mode: str, seed: int) -> dict[str, Any]:
+    generator = np.random.default_rng(seed)
+    return evaluation.row(
+        out,
+        mode,
+        ids=np.array([f"test/{i}" for i in range(40)]),
+        labels=np.arange(40) % 4,
+        logits=generator.normal(size=(40, 4)) + 2 * np.eye(4)[np.arange(40) % 4],
+        classes=4,
+        write=True,
+        task="digits",
+        metric="top1",
+        mode=mode,
+        transfer_seed=0,
+        profile="p",
+        image_size=32,
+        split_hash="s",
+        measured_sparsity=0.5,
+    )
+
+
+def finish(store: Store, run: plan.Run, number: int) -> None:
+    out = store.folder(run.stage, run.id)
+    result: dict[str, Any] = {"rows": []}
+    if run.stage == "prune":
+        sparse, dense = MACS[run.subject.method]
+        result = {"rows": [row(out, "upstream", number)], "macs": sparse, "macs_dense": dense}
+        result |= {"layers": [{"layer": "conv1.weight", "weights": 4, "kept": 2}], "raw": "0.1000"}
+    elif run.stage in ("linear", "full"):
+        result = {"rows": [row(out, run.stage, number)], "skipped": {"digits": {"test: cut": 2}}}
+    elif run.stage == "bench":
+        result = {"bench": [{"backend": "dense", "median_s": 0.1}]}
+    manifest = {
+        "versions": {"torch": "1"},
+        "machine": {"system": "Linux"},
+        "device": "cpu",
+        "threads": 1,
+        "parents": {role: {"id": parent.id} for role, parent in run.parents.items()},
+    }
+    write_json(out / "manifest.json", manifest)
+    write_json(out / "result.json", result)
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> tuple[Store, plan.Plan]:
+    study = raw(prune__methods=["gmp", SMALL], transfer__full=None, transfer__modes=["linear"])
+    made = plan.make(experiment_file.build(study), split_hash)
+    store = Store(tmp_path)
+    record.save(made, store)
+    for number, run in enumerate(made.runs):
+        finish(store, run, number)
+    return store, made
+
+
+def test_every_row_is_there_once_with_its_subject(finished: tuple[Store, plan.Plan]):
+    store, made = finished
+    results = record.collect(store, "made")
+    assert len(results.frame) == 6 and len(results.bench) == 3
+    assert set(results.frame["run"]) == {r.id for r in made.runs if r.stage != "bench"}
+    for _, found in results.frame.iterrows():
+        stored = results.predictions(found)
+        assert found["value"] == found["top1"] == np.mean(stored.prediction == stored.label)
+    assert results.facts["skipped"] == {"digits": {"test: cut": 2}}
+    assert results.facts["versions"] == {"torch": "1"}
+    assert any("0.1000" in line for line in results.facts["held_fixed"]["main"])
+
+
+def test_mac_ratios_are_relative_to_the_dense_model_of_the_arm(finished):
+    store, _ = finished
+    results = record.collect(store, None)
+    for frame in (results.frame, results.bench):
+        ratios = frame.groupby("method")["mac_ratio"].unique()
+        assert {name: list(found) for name, found in ratios.items()} == {
+            "dense": [1.0], "gmp": [0.3], "small": [0.25],
+        }  # fmt: skip
+
+
+def test_without_a_dense_model_the_ratio_is_to_the_model_itself(finished):
+    store, made = finished
+    dense = made.runs[0]
+    assert dense.subject.method == "dense"
+    (store.folder("prune", dense.id) / "result.json").unlink()
+    frame = record.collect(store, None).frame
+    assert frame[frame["method"] == "gmp"]["mac_ratio"].unique() == [0.3]
+
+
+def test_metrics_are_computed_anew_when_their_version_is_raised(finished, monkeypatch):
+    store, _ = finished
+    before = record.collect(store, None).frame
+    load, asked = plugins.load, []
+
+    def raised(kind: str, name: str) -> Any:
+        found = load(kind, name)
+        if (kind, name) != ("metric", "top1"):
+            return found
+        return replace(found, version=found.version + 1, function=lambda p, c: asked.append(c) or 7)
+
+    monkeypatch.setattr(plugins, "load", raised)
+    after = record.collect(store, None).frame
+    assert (after["top1"] == 7).all() and (after["value"] == 7).all() and set(asked) == {4}
+    assert (after["log_loss"] == before["log_loss"]).all()
+
+
+def test_metrics_of_todays_version_are_read_not_computed(finished, monkeypatch):
+    store, _ = finished
+    values = record.collect(store, None).frame["top1"]
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(evaluation, "measure", refuse)
+    assert (record.collect(store, None).frame["top1"] == values).all()
+
+
+def test_failures_reach_the_facts_and_their_results_do_not(finished, tmp_path: Path):
+    store, made = finished
+    run = next(r for r in made.runs if r.stage == "linear" and r.subject.method == "gmp")
+    folder = store.folder(run.stage, run.id)
+    (folder / "result.json").unlink()
+    write_json(folder / "failure.json", {"error": "It broke."})
+    results = record.collect(store, None)
+    (failure,) = results.facts["failures"]
+    expected = {"stage": "linear", "run": run.id, "task": "digits", "error": "It broke."}
+    assert expected.items() <= failure.items() and failure["method"] == "gmp"
+    assert run.id not in set(results.frame["run"])
+
+
+@pytest.mark.parametrize(
+    ("change", "task", "words"),
+    [
+        ({"transfer__tasks": [{"name": "missing"}]}, "missing", "not available"),
+        ({"upstream__task": {"name": "missing"}}, "missing", "not available"),
+        ({"upstream__models": [NET | {"weights": "nowhere.pth"}]}, "", "nowhere.pth"),
+    ],
+)
+def test_what_is_not_here_is_in_the_report(tmp_path: Path, change, task, words):
+    made = plan.make(experiment_file.build(raw(**change)), split_hash)
+    store = Store(tmp_path)
+    record.save(made, store)
+    results = record.collect(store, "made")
+    (failure,) = results.facts["failures"]
+    assert failure["task"] == task and words in failure["error"] and failure["arm"] == "main"
+    page = write(results.frame, results.bench, results.facts, results.predictions, tmp_path / "r")
+    assert words in page.read_text(encoding="utf-8")
+
+
+def test_a_run_that_is_not_finished_is_no_row(finished):
+    store, made = finished
+    for run in made.runs:
+        if run.stage == "linear":
+            (store.folder(run.stage, run.id) / "result.json").unlink()
+    results = record.collect(store, None)
+    assert set(results.frame["mode"]) == {"upstream"} and results.facts["failures"] == []
+
+
+def test_nothing_to_report_is_said(tmp_path: Path):
+    store = Store(tmp_path)
+    with pytest.raises(UserError, match="no experiment"):
+        record.collect(store, None)
+    record.save(plan.make(experiment_file.build(raw()), split_hash), store)
+    with pytest.raises(UserError, match="nothing to report"):
+        record.collect(store, None)
+    with pytest.raises(UserError, match="Did you mean made"):
+        record.collect(store, "mode")
+
+
+def test_the_last_recorded_experiment_is_the_default_and_a_file_name_will_do(finished):
+    store, _ = finished
+    path = store.root / "experiments" / "made.json"
+    other = json.loads(path.read_text()) | {"title": "Other"}
+    write_json(path.with_name("other.json"), other)
+    import os
+
+    os.utime(path, (1, 1))
+    assert record.collect(store, None).facts["title"] == "Other"
+    assert record.collect(store, "studies/made.yaml").facts["title"] == "made"
+
+
+def test_an_arm_without_dense_does_not_claim_that_dense_chose_the_learning_rate():
+    of_dense = experiment_file.build(raw()).arms[0]
+    alone = experiment_file.build(raw(prune__dense=False)).arms[0]
+    assert "on the dense model" in " ".join(record.held_fixed(of_dense))
+    assert "dense model" not in " ".join(record.held_fixed(alone))
+
+
+def test_a_damaged_result_names_its_file(finished):
+    store, made = finished
+    path = store.folder("prune", made.runs[0].id) / "result.json"
+    path.write_text('{"rows": [')
+    with pytest.raises(UserError, match="result.json"):
+        record.collect(store, None)
+    assert read_json(path.with_name("manifest.json"))

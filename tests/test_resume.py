@@ -1,0 +1,89 @@
+"""The resume file: everything back as it was, and files that are not ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from sparse_transfer.errors import UserError
+from sparse_transfer.resume import Position, ResumeFile
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, 1e-3, 0.9, nesterov=True),
+    "adam": lambda p: torch.optim.Adam(p, 0.1),
+    "adamw": lambda p: torch.optim.AdamW(p, 0.1),
+}
+
+
+def training(name: str = "sgd", seed: int = 0) -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    return model, OPTIMIZERS[name](model.parameters())
+
+
+def steps(model: nn.Module, optimizer: torch.optim.Optimizer, count: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        optimizer.zero_grad()
+        model(torch.randn(8, 3, generator=generator)).square().sum().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_training_goes_on_as_if_it_had_never_stopped(tmp_path: Path, name: str):
+    model, optimizer = training(name)
+    steps(model, optimizer, 3, 1)
+    ResumeFile(tmp_path, {"model": model}, optimizer).save(2, 17)
+    other, fresh = training(name, seed=5)
+    assert ResumeFile(tmp_path, {"model": other}, fresh).load() == Position(2, 17)
+    steps(model, optimizer, 3, 2)
+    steps(other, fresh, 3, 2)
+    pairs = zip(model.state_dict().values(), other.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_without_a_file_there_is_nothing_to_resume(tmp_path: Path):
+    model, optimizer = training()
+    assert ResumeFile(tmp_path, {"model": model}, optimizer).load() is None
+
+
+def test_the_last_save_counts_and_leaves_one_file(tmp_path: Path):
+    model, optimizer = training()
+    file = ResumeFile(tmp_path, {"model": model}, optimizer)
+    for epoch in (1, 2):
+        file.save(epoch, 10 * epoch)
+    assert file.load() == Position(2, 20)
+    assert [path.name for path in tmp_path.iterdir()] == ["resume.safetensors"]
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _foreign(path: Path) -> None:
+    save_file({"model.0.weight": torch.zeros(1)}, path)
+
+
+def _other_model(path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(7, 4))
+    ResumeFile(path.parent, {"model": model}, torch.optim.SGD(model.parameters(), 0.1)).save(1, 1)
+
+
+@pytest.mark.parametrize("damage", [_cut, _empty, _foreign, _other_model])
+def test_a_file_that_is_not_of_this_run_is_refused_with_its_name(tmp_path: Path, damage):
+    model, optimizer = training()
+    file = ResumeFile(tmp_path, {"model": model}, optimizer)
+    file.save(1, 5)
+    damage(file.path)
+    with pytest.raises(UserError, match="resume.safetensors") as caught:
+        file.load()
+    assert "afresh" in caught.value.hint

@@ -1,0 +1,138 @@
+"""Experiments of one row: what the options of `prune` and `transfer` become."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparse_transfer import single
+from sparse_transfer.errors import UserError
+
+
+def pruned(**changes: Any):
+    options: dict[str, Any] = {
+        "model": "resnet18", "task": "shapes", "method": "gmp", "sparsity": 0.9, "recipe": "demo",
+        "weights": "random", "kwargs": (), "pretrained_cfg": (), "options": (), "image_size": 32,
+        "crop": "none", "recalibrate_bn": 0, "seed": 0, "overrides": (),
+    }  # fmt: skip
+    return single.prune_experiment(**options | changes)
+
+
+def checkpoint(folder: Path, method: str = "gmp", prunable: float | None = 0.75) -> Path:
+    folder.mkdir(parents=True)
+    facts = {"model": "net", "method": method}
+    record = {"title": "T", "facts": facts, "sparsity": {"prunable": prunable}}
+    (folder / "sparsity.json").write_text(json.dumps(record))
+    (folder / "config.json").write_text(json.dumps({"pretrained_cfg": {"input_size": [3, 48, 48]}}))
+    return folder
+
+
+def transferred(path: Path, **changes: Any):
+    options: dict[str, Any] = {
+        "checkpoint": path, "dense": None, "tasks": ["digits"], "modes": ["linear"],
+        "linear": "paper-linear", "full": "short", "image_size": None, "crop": "none",
+        "seeds": "0", "overrides": (),
+    }  # fmt: skip
+    return single.transfer_experiment(**options | changes)
+
+
+def test_every_option_of_prune_reaches_the_experiment():
+    made = pruned(
+        kwargs=["channels=[4, 8, 8, 8]", "drop_rate=1e-1"], pretrained_cfg=["mean=[.5,.5,.5]"],
+        options=["updates=7"], recalibrate_bn=50, seed=3, sparsity=0.8, image_size=40,
+        crop="center", overrides=["recipe.steps=9"],
+    )  # fmt: skip
+    (arm,) = made.arms
+    (model,) = arm.upstream.models
+    assert (model.name, model.weights) == ("resnet18", "random")
+    assert model.kwargs == {"channels": [4, 8, 8, 8], "drop_rate": 0.1}
+    assert model.pretrained_cfg == {"mean": [0.5, 0.5, 0.5]}
+    assert arm.upstream.task is not None and arm.upstream.task.name == "shapes"
+    assert (arm.upstream.preprocess.image_size, arm.upstream.preprocess.crop) == (40, "center")
+    (method,) = arm.prune.methods
+    assert (method.name, method.options) == ("gmp", {"updates": 7})
+    assert (arm.prune.sparsities, arm.prune.seeds, arm.prune.dense) == ((0.8,), (3,), True)
+    assert arm.prune.recalibrate_bn is not None and arm.prune.recalibrate_bn.images == 50
+    assert (arm.recipe.steps, arm.recipe.name) == (9, "demo, changed")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"sparsity": 1.0}, "sparsities"),
+        ({"sparsity": -0.1}, "sparsities"),
+        ({"crop": "middle"}, "crop"),
+        ({"recalibrate_bn": -5}, "recalibrate_bn"),
+        ({"kwargs": ["channels"]}, "--kwarg"),
+        ({"options": ["updates"]}, "--option"),
+        ({"pretrained_cfg": ["mean"]}, "--cfg"),
+        ({"recipe": "dmeo"}, "demo"),
+        ({"recipe": "paper-linear"}, "kind"),
+    ],
+    ids=str,
+)
+def test_wrong_options_of_prune_are_said(change: dict[str, Any], words: str):
+    with pytest.raises(UserError, match=words):
+        pruned(**change)
+
+
+def test_a_checkpoint_is_transferred_as_it_is(tmp_path: Path):
+    sparse = checkpoint(tmp_path / "run" / "checkpoint")
+    dense = checkpoint(tmp_path / "dense", "dense", None)
+    made = transferred(
+        sparse, dense=dense, tasks=["digits", "textures"], modes=["linear", "full"],
+        seeds="1, 2", linear="model-linear", full="demo-full", overrides=["title=Mine"],
+    )  # fmt: skip
+    (arm,) = made.arms
+    assert made.title == "Mine" and arm.recipe.steps == 0 and arm.prune.dense
+    assert arm.upstream.models[0].name == f"local-dir:{dense}"
+    (method,) = arm.prune.methods
+    assert method.model is not None and method.model.name == f"local-dir:{sparse}"
+    assert (method.name, method.title, arm.prune.sparsities) == ("given", "gmp", (0.75,))
+    assert arm.transfer is not None and arm.transfer.full is not None
+    assert [task.name for task in arm.transfer.tasks] == ["digits", "textures"]
+    assert arm.transfer.seeds == (1, 2) and arm.transfer.preprocess.image_size == 48
+    assert (arm.transfer.linear.name, arm.transfer.full.name) == ("model-linear", "demo-full")
+
+
+def test_the_size_can_be_another_than_the_checkpoints_own(tmp_path: Path):
+    made = transferred(checkpoint(tmp_path / "c"), image_size=64)
+    assert made.arms[0].transfer.preprocess.image_size == 64
+    assert made.arms[0].prune.dense is False
+
+
+def test_a_dense_checkpoint_can_be_transferred_alone_and_beside_another(tmp_path: Path):
+    one, other = (checkpoint(tmp_path / name, "dense", None) for name in "ab")
+    assert transferred(one).arms[0].prune.methods[0].title == "dense"
+    assert transferred(one, dense=other).arms[0].prune.methods[0].title == "given"
+
+
+@pytest.mark.parametrize("name", ["Büro Süd", "UPPER", "...", "ünïcode"])
+def test_any_folder_name_makes_a_valid_experiment(tmp_path: Path, name: str):
+    assert transferred(checkpoint(tmp_path / name / "checkpoint")).name.startswith("transfer-")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seeds": "0,x"}, "--seeds"),
+        ({"seeds": "1,1"}, "more than once"),
+        ({"modes": ["liner"]}, "modes"),
+        ({"tasks": ["digits", "digits"]}, "more than once"),
+        ({"full": "demo", "modes": ["full"]}, "kind"),
+    ],
+    ids=str,
+)
+def test_wrong_options_of_transfer_are_said(tmp_path: Path, change: dict[str, Any], words: str):
+    with pytest.raises(UserError, match=words):
+        transferred(checkpoint(tmp_path / "c"), **change)
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="holds no sparsity.json"):
+        transferred(tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        transferred(tmp_path / "nowhere")
