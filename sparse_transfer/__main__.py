@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 EXIT_FAILED_RUN, EXIT_BAD_INPUT, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 75, 130
 
+_INTERRUPTED = "Interrupted. What is finished is kept; run the same command again to go on."
+
 app = typer.Typer(
     name="sparse-transfer",
     help="Prune vision models, transfer them to your tasks with the mask held fixed, and read what "
@@ -368,13 +370,15 @@ def bench(
     from sparse_transfer.stages import bench as stage
 
     _set_up(debug, threads)
-    rows = stage.measure_checkpoints(
+    rows, reasons = stage.measure_checkpoints(
         checkpoint, dense, tuple(backend or ["dense"]), batch_size, image_size, repeats
     )
     if as_json:
         _print_json(rows)
     else:
         console_tables.print_bench(rows)
+    for reason in reasons:
+        _say(f"not measured: {reason}")
 
 
 @app.command(
@@ -397,7 +401,10 @@ def main() -> None:
     """Entry point: every expected error is a message and an exit code, never a traceback."""
     debug = "--debug" in sys.argv
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        code = app(standalone_mode=False) or 0
+        if code == EXIT_INTERRUPTED:  # the parser turns Ctrl-C into a code of its own
+            _say(_INTERRUPTED)
+        sys.exit(code)
     except UserError as error:
         if debug:
             raise
@@ -407,7 +414,7 @@ def main() -> None:
         _say(f"Stopped by {stop}. Run the same command again to go on from the last epoch.")
         sys.exit(EXIT_STOPPED)
     except KeyboardInterrupt:
-        _say("Interrupted. What is finished is kept; run the same command again to go on.")
+        _say(_INTERRUPTED)
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

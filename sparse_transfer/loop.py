@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from sparse_transfer import config, signals
 from sparse_transfer.devices import all_agree, autocast
-from sparse_transfer.errors import StopRequested, TrainingDiverged
+from sparse_transfer.errors import StopRequested, TrainingDiverged, UserError
 from sparse_transfer.pruning.masks import Masks
 from sparse_transfer.resume import ResumeFile, Stateful
 from sparse_transfer.seeds import derive
@@ -139,6 +139,21 @@ def learning_rate(step: int, total: int, per_epoch: int, training: config.Traini
     return peak
 
 
+def check_schedule(training: config.Training, total: int) -> None:
+    """Refuse a warm-up that the training is too short for.
+
+    Raises:
+        UserError: it does not end before the last of `total` steps.
+    """
+    warmup = training.schedule.warmup_steps
+    if total and warmup >= total:
+        raise UserError(
+            f"A warm-up of {warmup} steps does not fit a training of {total} steps.",
+            "The learning rate would never reach its peak.",
+            "Lower schedule.warmup_steps, or train longer.",
+        )
+
+
 def build_optimizer(
     model: nn.Module, settings: config.Optimizer, extra_groups: list[dict] | None = None
 ) -> torch.optim.Optimizer:
@@ -218,6 +233,7 @@ def train(
         _freeze_bn(model)
     # Convolutions run up to twice as fast in this layout, on CPUs and GPUs alike.
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    check_schedule(training, total)
     optimizer = build_optimizer(model, training.optimizer, keeper.parameter_groups())
     keeper.bind(optimizer)
     average = _Average(model, training.ema) if training.ema else None
@@ -301,11 +317,22 @@ def train(
             keeper.masks.apply(model.named_parameters())
     keeper.finish()
     optimizer.zero_grad(set_to_none=True)
+    if world > 1:
+        _share_buffers(model)
     return Trained(
         tuple(losses),
         position.epoch if position else None,
         resume_file.warnings if resume_file else (),
     )
+
+
+def _share_buffers(model: nn.Module) -> None:
+    """Give every process the buffers of process 0, whose model is the one that is saved.
+
+    Batch-norm statistics are each process's own after the last step.
+    """
+    for buffer in model.buffers():
+        torch.distributed.broadcast(buffer, src=0)
 
 
 def _groups(batches: list[Tensor], size: int) -> Iterator[list[Tensor]]:

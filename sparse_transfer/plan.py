@@ -12,10 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
-from sparse_transfer import config, devices, plugins, store
+from sparse_transfer import cards, config, devices, plugins, store
 from sparse_transfer.errors import UserError
 from sparse_transfer.weights import content_hash
 
@@ -170,7 +169,7 @@ def make(experiment: config.Experiment, split_hash: Callable[[config.TaskRef], s
         overriding = [method.model for method in arm.prune.methods if method.model]
         for model in (*arm.upstream.models, *overriding):
             try:
-                content_hash(model)
+                _model(model)
             except UserError as error:
                 unavailable.append(Unavailable(arm.name, f"model {model.title}", error))
                 ready = False
@@ -350,15 +349,23 @@ def _base(stage: Stage) -> dict[str, Any]:
 
 
 def _task(ref: config.TaskRef, hashes: dict[config.TaskRef, str]) -> dict[str, Any]:
-    """A task by its splits; where its card lies does not matter."""
-    name = Path(ref.name).stem if ref.name.endswith((".yaml", ".yml")) else ref.name
-    return {"name": name, "split_hash": hashes[ref]}
+    """The examples by their hash, and what the card says that changes numbers."""
+    card = cards.card(ref.name)
+    said = card.model_dump(
+        mode="json", include={"hflip", "mean", "std", "metric"}, exclude_defaults=True
+    )
+    return {"name": card.name, "split_hash": hashes[ref], **said}
 
 
 def _model(model: config.ModelSpec) -> dict[str, Any]:
     """A model by what it is: outside files by their content, never by their path."""
     outside = content_hash(model)
     described = _plain(model)
+    if outside is None and model.weights == "pretrained":
+        # `resnet50` is another set of weights once timm changes its default tag.
+        from sparse_transfer.model_source import resolve
+
+        described["name"] = resolve(model).title
     if outside is not None:
         described["weights_digest"] = outside
         if model.weights != "random":

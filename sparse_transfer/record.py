@@ -20,6 +20,7 @@ from sparse_transfer.store import Store, read_json, write_json
 if TYPE_CHECKING:
     import pandas as pd
 
+    from sparse_transfer.config import Arm
     from sparse_transfer.plan import Plan, Run
 
 
@@ -128,6 +129,10 @@ def collect(store: Store, name: str | None) -> Results:
             bench += [
                 {**shared, **row, "checkpoint": checkpoint} for row in result.get("bench", ())
             ]
+            failures += [
+                {"stage": "bench", "run": run["id"], **subject, "error": f"not measured: {reason}"}
+                for reason in result.get("unavailable", ())
+            ]
             for task, reasons in result.get("skipped", {}).items():
                 skipped.setdefault(task, {}).update(reasons)
         _add_mac_ratio([*rows, *bench], arm_name, arm["runs"], macs)
@@ -174,26 +179,10 @@ def collect(store: Store, name: str | None) -> Results:
     )
 
 
-def held_fixed(arm: Any) -> list[str]:
+def held_fixed(arm: Arm) -> list[str]:
     """What all rows of an arm share, in words, one fact per line."""
-    recipe, upstream, prune, transfer = arm.recipe, arm.upstream, arm.prune, arm.transfer
-    length = f"{recipe.steps} steps" if recipe.steps is not None else f"{recipe.epochs} epochs"
-    task = upstream.task.name if upstream.task else "no upstream images"
-    lines = [
-        f"Upstream: recipe {recipe.name} shared by all rows ({length}, batch {recipe.batch_size}, "
-        f"{recipe.optimizer.name} {recipe.optimizer.lr:g}, {recipe.schedule.name}, "
-        f"{recipe.precision}), on {task} at {upstream.preprocess.image_size} px; last epoch, "
-        "nothing selected on test.",
-        f"Kept dense for all methods: {', '.join(recipe.keep_dense) or 'nothing'}. "
-        f"Sparsity is the share of zeros in the other convolution and linear weights.",
-        f"Upstream seeds: {', '.join(map(str, prune.seeds))}; the same seed gives the same initial "
-        "weights and data order.",
-    ]
-    if prune.recalibrate_bn:
-        lines.append(
-            f"Batch-norm statistics of pruned models recomputed on {prune.recalibrate_bn.images} "
-            "upstream training images; dense models keep their own."
-        )
+    transfer = arm.transfer
+    lines = _upstream_held_fixed(arm)
     if transfer:
         size = transfer.preprocess
         crop = "central crop" if size.crop == "center" else "whole image squeezed"
@@ -209,7 +198,7 @@ def held_fixed(arm: Any) -> list[str]:
             )
         if "full" in transfer.modes and transfer.full:
             full = transfer.full
-            has_dense = prune.dense or any(method.name == "dense" for method in prune.methods)
+            has_dense = arm.prune.dense or any(m.name == "dense" for m in arm.prune.methods)
             chooser = "dense model" if has_dense else "first checkpoint"
             rate = (
                 f"learning rate chosen on the {chooser}'s validation part, shared by all methods"
@@ -222,6 +211,35 @@ def held_fixed(arm: Any) -> list[str]:
                 f"Full: profile {full.name}; mask fixed, new dense head, BN {full.bn}; {rate}; "
                 "last epoch."
             )
+    return lines
+
+
+def _upstream_held_fixed(arm: Arm) -> list[str]:
+    recipe, prune, task = arm.recipe, arm.prune, arm.upstream.task
+    pixels = arm.upstream.preprocess.image_size
+    if task is None:
+        return ["Upstream: checkpoints taken as they are, not trained, pruned or scored here."]
+    if recipe.steps or recipe.epochs:
+        length = f"{recipe.steps} steps" if recipe.steps is not None else f"{recipe.epochs} epochs"
+        lines = [
+            f"Upstream: recipe {recipe.name}, shared by all rows ({length}, batch "
+            f"{recipe.batch_size}, {recipe.optimizer.name} {recipe.optimizer.lr:g}, "
+            f"{recipe.schedule.name}, {recipe.precision}), on {task.name} at {pixels} px; last "
+            "epoch, nothing selected on test.",
+            f"Upstream seeds: {', '.join(map(str, prune.seeds))}; the same seed gives the same "
+            "initial weights and data order.",
+        ]
+    else:
+        lines = [f"Upstream: no training (recipe {recipe.name}); {task.name} at {pixels} px."]
+    lines.append(
+        f"Kept dense for all methods: {', '.join(recipe.keep_dense) or 'nothing'}. Sparsity is the "
+        "share of zeros in the other convolution and linear weights."
+    )
+    if prune.recalibrate_bn:
+        lines.append(
+            f"Batch-norm statistics of pruned models recomputed on {prune.recalibrate_bn.images} "
+            "upstream training images; dense models keep their own."
+        )
     return lines
 
 

@@ -63,25 +63,38 @@ def transfer_experiment(
     linear: str,
     full: str,
     image_size: int | None,
-    crop: str,
+    crop: str | None,
     seeds: str,
     overrides: Sequence[str],
 ) -> config.Experiment:
-    """The experiment that `transfer` runs: a finished checkpoint, and a dense one if given."""
+    """The experiment that `transfer` runs: a finished checkpoint, and a dense one if given.
+
+    Raises:
+        UserError: a folder is no checkpoint of ours, or the dense one is not dense.
+    """
     facts = checkpoint_facts(checkpoint)
     measured = facts["measured_sparsity"]
     base = dense or checkpoint
+    if dense is not None and (found := checkpoint_facts(dense)["measured_sparsity"]):
+        raise UserError(
+            f"--dense {dense} is not a dense model.",
+            f"Its mask leaves out {found:.4f} of its prunable weights.",
+            "Give the folder of the dense model, or leave --dense out.",
+        )
     if not all(seed.strip().isdecimal() for seed in seeds.split(",")):
         raise UserError(f"--seeds {seeds} cannot be read.", hint="Write numbers: 0,1,2.")
     size = image_size or facts["image_size"]
+    preprocess = {"image_size": size, "crop": crop or facts["crop"]}
+    if preprocess["crop"] == "center":
+        preprocess["resize"] = round(size / facts["crop_pct"])
     # two rows of one name would be taken for one method
     method = "given" if dense and facts["method"] == "dense" else facts["method"]
     raw = {
-        "name": "transfer-" + _slug(checkpoint.resolve().parent.name),
+        "name": f"transfer-{_slug(checkpoint.resolve().parent.name)}-{facts['digest'][:8]}",
         "title": f"Transfer of {checkpoint}",
         "upstream": {
             "models": [{"name": f"local-dir:{base}", "label": facts["model"]}],
-            "preprocess": {"image_size": size, "crop": crop},
+            "preprocess": preprocess,
         },
         "recipe": "one-shot",
         "prune": {
@@ -100,7 +113,7 @@ def transfer_experiment(
             "modes": list(modes),
             "linear": linear,
             **({"full": full} if "full" in modes else {}),
-            "preprocess": {"image_size": size, "crop": crop},
+            "preprocess": preprocess,
             "seeds": [int(seed) for seed in seeds.split(",")],
         },
     }
@@ -108,7 +121,10 @@ def transfer_experiment(
 
 
 def checkpoint_facts(folder: Path) -> dict[str, Any]:
-    """Model, method, measured sparsity and image size of a checkpoint folder, without torch.
+    """What a checkpoint folder says of itself, read without torch.
+
+    Returns:
+        model, method, measured_sparsity, image_size, crop, crop_pct, and the digest of its weights.
 
     Raises:
         UserError: it is not a checkpoint of this program.
@@ -121,12 +137,23 @@ def checkpoint_facts(folder: Path) -> dict[str, Any]:
         )
     record = store.read_json(folder / "sparsity.json")
     settings = store.read_json(folder / "config.json")
-    return {
-        "model": record["facts"].get("model") or record["title"],
-        "method": record["facts"].get("method") or "given",
-        "measured_sparsity": round(record["sparsity"]["prunable"] or 0.0, 6),
-        "image_size": settings["pretrained_cfg"]["input_size"][-1],
-    }
+    try:
+        transform = settings["pretrained_cfg"]
+        return {
+            "model": record["facts"].get("model") or record["title"],
+            "method": record["facts"].get("method") or "given",
+            "measured_sparsity": round(record["sparsity"]["prunable"] or 0.0, 6),
+            "image_size": transform["input_size"][-1],
+            "crop": "none" if transform.get("crop_mode") == "squash" else "center",
+            "crop_pct": transform.get("crop_pct") or 1.0,
+            "digest": record["weights_digest"],
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{folder} is not a checkpoint of sparse-transfer.",
+            f"Its sparsity.json or config.json lacks {error}.",
+            "Copy it again, or run its pruning again.",
+        ) from error
 
 
 def _pairs(assignments: Sequence[str], flag: str) -> dict[str, Any]:

@@ -63,19 +63,19 @@ def replacing(path: Path) -> Iterator[Path]:
             shutil.rmtree(path)
         temporary.replace(path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"{path} could not be written.",
-                "The disk is full.",
-                "Free some space, or choose another place with --runs, and run the same again.",
-            ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise UserError(
-                f"{path} could not be written.",
-                "The folder is read-only for you.",
-                "Choose another place with --runs.",
-            ) from error
-        raise
+        if not _concerns(error, path):
+            raise
+        reasons = {
+            errno.ENOSPC: "The disk is full.",
+            errno.EDQUOT: "Your share of the disk is full.",
+            errno.EACCES: "The folder is read-only for you.",
+            errno.EROFS: "The folder is read-only.",
+        }
+        raise UserError(
+            f"{path} could not be written.",
+            reasons.get(error.errno or 0, f"The system says: {error.strerror or error}."),
+            "Free some space or choose another place with --runs, and run the same again.",
+        ) from error
     finally:
         _remove(temporary)
 
@@ -155,6 +155,14 @@ class Store:
         """(stage, run id) of every finished run below the root, in a stable order."""
         for path in sorted(self.root.glob("*/*/result.json")):
             yield path.parent.parent.name, path.parent.name
+
+
+def _concerns(error: OSError, path: Path) -> bool:
+    """Whether an error is about writing `path`, and not about some other file."""
+    if error.filename is None:
+        return True
+    place = Path(str(error.filename))
+    return place in path.parents or path.parent in place.parents
 
 
 def _remove(path: Path) -> None:

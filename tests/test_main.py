@@ -1,5 +1,7 @@
 """The command line, end to end on a study of seconds; what users type wrong; real kills."""
 
+import ast
+import inspect
 import json
 import multiprocessing
 import os
@@ -272,6 +274,20 @@ def test_every_verb_shows_two_examples_that_parse(verb):
         _, name, *arguments = example.split()
         assert name == verb
         command.make_context(verb, arguments)
+
+
+@pytest.mark.parametrize("verb", verbs())
+def test_every_option_of_a_verb_is_read_by_it(verb):
+    """What each does is tested where it is done; one that nobody reads would do nothing."""
+    command = verbs()[verb]
+    function = ast.parse(inspect.getsource(inspect.unwrap(command.callback))).body[0]
+    assert isinstance(function, ast.FunctionDef)
+    names = [
+        node for part in function.body for node in ast.walk(part) if isinstance(node, ast.Name)
+    ]
+    read = {node.id for node in names if isinstance(node.ctx, ast.Load)}
+    options = {parameter.name for parameter in command.params} - {"help"}
+    assert options and options <= read, options - read
 
 
 @pytest.mark.parametrize("what", LISTS)

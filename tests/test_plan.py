@@ -90,12 +90,25 @@ def test_the_order_of_fields_does_not_matter():
         {"recipe__deviations": "none"},
         {"transfer__full__name": "another"},
         {"transfer__linear__source": "arXiv"},
-        {"transfer__tasks__0__name": "elsewhere/digits.yaml"},
     ],
     ids=str,
 )
 def test_names_for_people_and_paths_are_no_part_of_a_hash(change: dict[str, Any]):
     assert ids(made(**change)) == ids(made())
+
+
+def test_a_card_counts_by_what_it_says_not_by_where_it_lies(tmp_path: Path):
+    def of(folder: str, text: str) -> set[str]:
+        card = tmp_path / folder / "mine.yaml"
+        card.parent.mkdir(exist_ok=True)
+        card.write_text(f"name: mine\nfolder: photos\n{text}")
+        return ids(made(transfer__tasks=[{"name": str(card)}]))["full"]
+
+    before = of("a", "")
+    assert of("b", "title: Something for people\n") == before
+    for said in ("hflip: false\n", "metric: mean_per_class\n",
+                 "mean: [0.5, 0.5, 0.5]\nstd: [0.2, 0.2, 0.2]\n"):  # fmt: skip
+        assert not of("b", said) & before
 
 
 # Another value than the default of every field that defines a number.

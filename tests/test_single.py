@@ -25,6 +25,7 @@ def checkpoint(folder: Path, method: str = "gmp", prunable: float | None = 0.75)
     folder.mkdir(parents=True)
     facts = {"model": "net", "method": method}
     record = {"title": "T", "facts": facts, "sparsity": {"prunable": prunable}}
+    record["weights_digest"] = "0123456789abcdef"
     (folder / "sparsity.json").write_text(json.dumps(record))
     (folder / "config.json").write_text(json.dumps({"pretrained_cfg": {"input_size": [3, 48, 48]}}))
     return folder
@@ -56,7 +57,7 @@ def test_every_option_of_prune_reaches_the_experiment():
     assert (method.name, method.options) == ("gmp", {"updates": 7})
     assert (arm.prune.sparsities, arm.prune.seeds, arm.prune.dense) == ((0.8,), (3,), True)
     assert arm.prune.recalibrate_bn is not None and arm.prune.recalibrate_bn.images == 50
-    assert (arm.recipe.steps, arm.recipe.name) == (9, "demo, changed")
+    assert (arm.recipe.steps, arm.recipe.name) == (9, "demo (changed)")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context)
     spec = run.spec
     assert isinstance(spec, plan.BenchSpec)
     bench = spec.bench
-    rows = measure_checkpoints(
+    rows, reasons = measure_checkpoints(
         parents["checkpoint"] / "checkpoint",
         parents["dense"] / "checkpoint" if "dense" in parents else None,
         bench.backends,
@@ -28,7 +28,7 @@ def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context)
         bench.repeats,
         device=context.accelerator.device,
     )
-    return {"bench": rows}
+    return {"bench": rows, "unavailable": reasons}
 
 
 def measure_checkpoints(
@@ -39,12 +39,11 @@ def measure_checkpoints(
     image_size: int | None,
     repeats: int,
     device: torch.device | str = "cpu",
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], list[str]]:
     """One row per backend: latency of the checkpoint, and its speedup over the dense model.
 
     Both models run on the same backend in the same rounds, so the ratio is free of drift. A
-    backend that is not available here is left out of the rows if another is; its reason is in the
-    error otherwise.
+    backend that is not available here has no row; its reason is returned beside the rows.
 
     Args:
         folder: the checkpoint.
@@ -101,4 +100,4 @@ def measure_checkpoints(
         )
     if not rows:
         raise UserError("No backend could be measured.", "\n".join(reasons))
-    return rows
+    return rows, reasons

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from sparse_transfer import (
     batchnorm,
@@ -25,6 +26,7 @@ from sparse_transfer import (
     plan,
 )
 from sparse_transfer.pruning.driver import FixedMask
+from sparse_transfer.pruning.masks import Masks
 from sparse_transfer.seeds import derive
 from sparse_transfer.stages.context import Context
 from sparse_transfer.store import read_json
@@ -106,7 +108,7 @@ def fine_tune(
             seed=derive(spec.seed, "calibration"),
             accelerator=accelerator,
         )
-    keeper = FixedMask(model, opened.masks)
+    keeper = FixedMask(model, _without_head(opened.masks, model))
     trained = loop.train(
         model,
         inputs.AugmentedImages(
@@ -136,6 +138,15 @@ def fine_tune(
         "transform": transform.facts(),
         "training": {"losses": list(trained.losses), "warnings": list(trained.warnings)},
     }
+
+
+def _without_head(masks: Masks | None, model: nn.Module) -> Masks | None:
+    """The mask of the backbone: the new classifier is dense, whatever the old one was."""
+    if masks is None:
+        return None
+    head = models.head_name(model)
+    kept = {name: mask for name, mask in masks.items() if name not in head}
+    return Masks(kept) if kept else None
 
 
 def _learning_rate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,14 @@ from sparse_transfer import (
     plan,
     plugins,
 )
+from sparse_transfer.errors import UserError
 from sparse_transfer.images import Images
 from sparse_transfer.pruning.driver import Pruner
 from sparse_transfer.pruning.layers import prunable
 from sparse_transfer.pruning.masks import Masks
 from sparse_transfer.seeds import derive
 from sparse_transfer.stages.context import Context
+from sparse_transfer.weights import LOCAL_DIR
 
 log = logging.getLogger(__name__)
 
@@ -49,76 +52,83 @@ def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context)
     loaded, given = _load(spec, len(task.classes) if task else None)
     model = loaded.model.to(context.accelerator.device)
     transform = inputs.transform(spec.preprocess, loaded, task, context.cache)
-    masks = _prune(spec, loaded, model, given, task, transform, run, out, context)
-    pruner_summary = masks.summary
-    rows, facts = [], {}
+    pruned = _prune(spec, model, given, task, transform, out, context)
+    facts: dict[str, Any] = {"rows": []}
     if task is not None:
-        images = transform.images(task.test, context.cache)
-        raw = None
-        if spec.recalibrate_bn is not None and batchnorm.has_statistics(model):
-            raw = _score(model, images, task, out, "upstream-raw", "raw", spec, context)
-            calibration = transform.images(task.train, context.cache)
-            batchnorm.recalibrate(
-                model,
-                calibration,
-                count=spec.recalibrate_bn.images,
-                seed=derive(spec.seed, "calibration"),
-                accelerator=context.accelerator,
-            )
-        row = _score(model, images, task, out, "upstream", "upstream", spec, context)
-        rows.append(row)
-        if raw is not None:
-            value = raw["metrics"][raw["metric"]]["value"]
-            facts["raw"] = f"{value:.4f}"
-            facts["raw_metrics"] = raw["metrics"]
-        if len(task.validation):
-            part = transform.images(task.validation, context.cache)
-            held_out = _score(model, part, task, out, "validation", "validation", spec, context)
-            facts["validation_metrics"] = held_out["metrics"]
-        facts["skipped"] = {task.card.name: dict(task.skipped)}
-    macs = cost.macs(model, spec.preprocess.image_size, masks.masks)
-    measured = pruner_summary["measured_sparsity"]
-    for row in rows:
+        facts = _scores(spec, model, task, transform, out, context)
+    measured = pruned.summary["measured_sparsity"]
+    for row in facts["rows"]:
         row["measured_sparsity"] = measured
-    record = {
-        "model": run.subject.model,
-        "method": run.subject.method,
-        "sparsity": spec.sparsity,
-        "upstream_seed": spec.seed,
-        "image_size": spec.preprocess.image_size,
-        "recipe": spec.recipe.name,
-        "run": run.id,
-        "summary": pruner_summary,
-    }
+    size = spec.preprocess.image_size
     loaded = models.with_transform(
         loaded,
         mean=transform.mean,
         std=transform.std,
         interpolation=transform.interpolation,
-        input_size=(3, spec.preprocess.image_size, spec.preprocess.image_size),
+        input_size=(3, size, size),
         crop_pct=_crop_share(spec.preprocess),
         crop_mode="center" if spec.preprocess.crop == "center" else "squash",
     )
+    record = {
+        "model": run.subject.model,
+        "method": run.subject.method,
+        "sparsity": spec.sparsity,
+        "upstream_seed": spec.seed,
+        "recipe": spec.recipe.name,
+        "run": run.id,
+        "summary": pruned.summary,
+    }
     if context.accelerator.is_main_process:
-        checkpoint.save(out / "checkpoint", loaded, model, masks.masks, record)
+        checkpoint.save(out / "checkpoint", loaded, model, pruned.masks, record)
+    macs = cost.macs(model, size, pruned.masks)
     return {
-        "rows": rows,
+        **facts,
         "measured_sparsity": measured,
-        "summary": pruner_summary,
+        "summary": pruned.summary,
         "macs": macs.sparse,
         "macs_dense": macs.dense,
-        "layers": cost.layer_facts(model, masks.masks),
-        "training": masks.training,
-        **facts,
+        "layers": cost.layer_facts(model, pruned.masks),
+        "training": pruned.training,
         "manifest": {
             "model_title": loaded.title,
-            "mask_hash": pruner_summary["digest"],
+            "mask_hash": pruned.summary["digest"],
             "dtype": spec.recipe.precision,
             "seeds": {"upstream": spec.seed},
             "transform": transform.facts(),
             "split_hash": task.split_hash if task else None,
         },
     }
+
+
+def _scores(
+    spec: plan.PruneSpec,
+    model: nn.Module,
+    task: data.Task,
+    transform: inputs.Transform,
+    out: Path,
+    context: Context,
+) -> dict[str, Any]:
+    """Recalibrate batch norm if asked for, and score: test rows, and facts beside them."""
+    facts: dict[str, Any] = {}
+    images = transform.images(task.test, context.cache)
+    if spec.recalibrate_bn is not None and batchnorm.has_statistics(model):
+        raw = _score(model, images, task, out, "upstream-raw", "raw", spec, context)
+        facts["raw"] = f"{raw['metrics'][raw['metric']]['value']:.4f}"
+        facts["raw_metrics"] = raw["metrics"]
+        batchnorm.recalibrate(
+            model,
+            transform.images(task.train, context.cache),
+            count=spec.recalibrate_bn.images,
+            seed=derive(spec.seed, "calibration"),
+            accelerator=context.accelerator,
+        )
+    facts["rows"] = [_score(model, images, task, out, "upstream", "upstream", spec, context)]
+    if len(task.validation):
+        part = transform.images(task.validation, context.cache)
+        held_out = _score(model, part, task, out, "validation", "validation", spec, context)
+        facts["validation_metrics"] = held_out["metrics"]
+    facts["skipped"] = {task.card.name: dict(task.skipped)}
+    return facts
 
 
 def _crop_share(preprocess: config.Preprocess) -> float:
@@ -128,13 +138,13 @@ def _crop_share(preprocess: config.Preprocess) -> float:
     return preprocess.image_size / preprocess.shorter_side
 
 
+@dataclass(frozen=True)
 class _Pruned:
     """What pruning left: masks, the method's summary, facts of the training."""
 
-    def __init__(
-        self, masks: Masks | None, summary: dict[str, Any], training: dict[str, Any]
-    ) -> None:
-        self.masks, self.summary, self.training = masks, summary, training
+    masks: Masks | None
+    summary: dict[str, Any]
+    training: dict[str, Any]
 
 
 def _load(spec: plan.PruneSpec, num_classes: int | None) -> tuple[models.LoadedModel, Masks | None]:
@@ -146,63 +156,74 @@ def _load(spec: plan.PruneSpec, num_classes: int | None) -> tuple[models.LoadedM
         seed=spec.seed,
     )
     log.info("    model: %s", loaded.title)
-    given = None
-    if loaded.declared_sparse:
-        given = checkpoint.open_checkpoint(spec.model.name.removeprefix("local-dir:")).masks
+    folder = Path(spec.model.name.removeprefix(LOCAL_DIR))
+    ours = spec.model.name.startswith(LOCAL_DIR) and (folder / checkpoint.RECORD).is_file()
+    given = checkpoint.open_checkpoint(folder).masks if ours else None
+    if given is not None and spec.method.name == "dense":
+        raise UserError(
+            f"{folder} is not a dense model.",
+            f"Its mask leaves out {given.sparsity():.4f} of its prunable weights: it cannot be the "
+            "dense reference.",
+            "Give the dense checkpoint, or set prune.dense=false.",
+        )
     return loaded, given
 
 
 def _prune(
     spec: plan.PruneSpec,
-    loaded: models.LoadedModel,
     model: nn.Module,
     given: Masks | None,
     task: data.Task | None,
     transform: inputs.Transform,
-    run: plan.Run,
     out: Path,
     context: Context,
 ) -> _Pruned:
-    if given is None:
-        layers = prunable(model, spec.recipe.keep_dense)
-    else:
-        layers = {name: model.get_parameter(name) for name in given}
-    method = plugins.load("pruner", spec.method.name)(plan.options_of(spec.method))
-    training: config.Training = spec.recipe
-    trains = bool(training.steps or training.epochs)
-    n = len(task.train) if task is not None else 0
-    smallest = loop.smallest_batch(model, context.accelerator.num_processes)
-    total = loop.total_steps(n, training, smallest) if trains else 0
+    """Train under the recipe while the method prunes; without training, prune at once."""
+    recipe, world = spec.recipe, context.accelerator.num_processes
+    images, total, per_epoch = None, 0, 0
+    if task is not None and (recipe.steps or recipe.epochs):
+        usable = transform.images(task.train, context.cache, recipe.augment)
+        images = inputs.AugmentedImages(usable, spec.seed)
+        smallest = loop.smallest_batch(model, world)
+        total = loop.total_steps(len(images), recipe, smallest)
+        per_epoch = loop.steps_per_epoch(len(images), recipe, smallest)
+    layers = (
+        prunable(model, recipe.keep_dense)
+        if given is None
+        else {name: model.get_parameter(name) for name in given}
+    )
     pruner = Pruner(
         model,
-        method=method,
+        method=plugins.load("pruner", spec.method.name)(plan.options_of(spec.method)),
         sparsity=spec.sparsity,
         layers=layers,
         total_steps=total,
-        steps_per_epoch=loop.steps_per_epoch(n, training, smallest) if trains else 0,
+        steps_per_epoch=per_epoch,
         seed=spec.seed,
         masks=given,
     )
-    facts: dict[str, Any] = {}
-    if trains and task is not None:
+    training: dict[str, Any] = {}
+    if images is not None:
         trained = loop.train(
             model,
-            inputs.AugmentedImages(
-                transform.images(task.train, context.cache, training.augment), spec.seed
-            ),
-            training,
+            images,
+            recipe,
             keeper=pruner,
             seed=spec.seed,
             accelerator=context.accelerator,
             resume=out,
             progress=lambda done, total: context.progress.update("steps", done, total),
         )
-        facts = {"losses": list(trained.losses), "warnings": list(trained.warnings), "steps": total}
+        training = {
+            "losses": list(trained.losses),
+            "warnings": list(trained.warnings),
+            "steps": total,
+        }
     else:
         pruner.start()
         pruner.finish()
     model.eval()
-    return _Pruned(pruner.masks, pruner.summary(), facts)
+    return _Pruned(pruner.masks, pruner.summary(), training)
 
 
 def _score(
