@@ -309,11 +309,17 @@ class Arm(Frozen):
 
 
 class Experiment(Frozen):
-    """A named list of arms; `notes` are printed at the top of the report."""
+    """A named list of arms; `notes` are printed at the top of the report.
+
+    `contrasts` are pairs of method labels declared in advance; the report compares all pairs and
+    calls the others descriptive. `demo: true` withholds intervals and verdicts from the report.
+    """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     title: str = ""
     notes: str = ""
+    contrasts: tuple[tuple[str, str], ...] = ()
+    demo: bool = False
     arms: tuple[Arm, ...] = Field(min_length=1)
 
     @model_validator(mode="after")

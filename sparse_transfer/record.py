@@ -59,6 +59,8 @@ def save(plan: Plan, store: Store) -> None:
             "experiment": plan.experiment.name,
             "title": plan.experiment.title or plan.experiment.name,
             "notes": plan.experiment.notes,
+            "contrasts": plan.experiment.contrasts,
+            "demo": plan.experiment.demo,
             "arms": arms,
             "unavailable": [
                 {"arm": item.arm, "what": item.what, "error": str(item.error)}
@@ -153,18 +155,16 @@ def collect(store: Store, name: str | None) -> Results:
             f"`sparse-transfer run {record['experiment']}` does them.",
         )
     frame = pd.DataFrame(rows)
-    seeds = frame["upstream_seed"].nunique() if len(frame) else 0
     facts = {
         "experiment": record["experiment"],
         "title": record["title"],
         "notes": record["notes"],
-        "labels": ["demo: no intervals"]
-        if seeds == 1 and record["experiment"] == "quickstart"
-        else [],
+        "labels": ["demo: no intervals"] if record["demo"] else [],
         "held_fixed": {
             name: [*arm["held_fixed"], *_before_recalibration(raw.get(name, []))]
             for name, arm in record["arms"].items()
         },
+        "contrasts": [tuple(pair) for pair in record["contrasts"]],
         "layers": layers,
         "skipped": skipped,
         "failures": failures,

@@ -48,6 +48,7 @@ AFTER_SPEED = (
 CONTRAST = (
     Column("mode_title", "mode", choice=True),
     Column("sparsity", "sparsity, %", "sparsity"),
+    Column("declared", "declared", choice=True),
     Column("first", "first", choice=True),
     Column("second", "second", choice=True),
     Column("difference", "first − second, points of relative error", "change", "below 0: first"),

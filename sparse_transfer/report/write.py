@@ -84,6 +84,7 @@ def build(
         bench: latency measurements, one row per checkpoint and backend; may be empty.
         facts: what is not in the frames, all optional: `title`, `experiment`, `notes` (str);
             `labels` (list of str; one that starts with `demo` withholds intervals and verdicts);
+            `contrasts` (pairs of methods declared in advance);
             `held_fixed` (arm → list of lines); `layers` (see `layers.by_layer`); `skipped`
             (task → reason → count); `failures` (dicts, see `provenance.FAILURE_COLUMNS`);
             `versions`, `machine` (name → value).
@@ -102,7 +103,7 @@ def build(
         frame = _typed(frame)
         load = None if is_demo or not _has_predictions(frame) else predictions
         comparison = compare(frame, predictions=load, allow_unequal=True)
-        contrasts = _contrasts(frame)
+        contrasts = _contrasts(frame, known["contrasts"])
         if is_demo:
             comparison, contrasts = _without_intervals(comparison), pd.DataFrame()
         groups = tables.groups(comparison.methods, frame)
@@ -466,6 +467,7 @@ def _with_defaults(facts: Mapping[str, Any]) -> dict[str, Any]:
         "notes": "",
         "labels": (),
         "held_fixed": {},
+        "contrasts": [],
         "layers": (),
         "skipped": {},
         "failures": (),
@@ -492,17 +494,33 @@ def _has_predictions(frame: pd.DataFrame) -> bool:
     return "predictions" in frame and bool(frame["predictions"].astype(bool).all())
 
 
-def _contrasts(frame: pd.DataFrame) -> pd.DataFrame:
-    """Every pair of pruning methods within each arm."""
+def _contrasts(frame: pd.DataFrame, declared: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """Every pair of pruning methods within each arm, those declared in advance first."""
     parts = []
     for _, rows in frame.groupby("arm", sort=False):
         methods = sorted(set(rows["method"].astype(str)) - {"dense"})
-        for first, second in combinations(methods, 2):
+        pairs = [pair for pair in declared if set(pair) <= set(methods)]
+        known = {frozenset(pair) for pair in pairs}
+        pairs += [p for p in combinations(methods, 2) if frozenset(p) not in known]
+        for first, second in pairs:
             own = rows[rows["method"].isin([first, second, "dense"])]
             if (own["method"] == "dense").any():
-                parts.append(contrast(own, first, second, allow_unequal=True))
+                own = _dense_rivals_everywhere(own)
+                words = "in advance" if frozenset((first, second)) in known else "descriptive"
+                part = contrast(own, first, second, allow_unequal=True)
+                parts.append(part.assign(declared=words if declared else ""))
     parts = [part for part in parts if len(part)]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def _dense_rivals_everywhere(frame: pd.DataFrame) -> pd.DataFrame:
+    """A smaller dense model, which has no sparsity, stands against every sparsity of the others."""
+    rival = frame["method"].ne("dense") & frame["sparsity"].eq(0)
+    levels = sorted(set(frame.loc[frame["sparsity"] > 0, "sparsity"]))
+    if not rival.any() or not levels:
+        return frame
+    copies = [frame[rival].assign(sparsity=level) for level in levels]
+    return pd.concat([frame[~rival], *copies], ignore_index=True)
 
 
 def _without_intervals(comparison: Comparison) -> Comparison:
