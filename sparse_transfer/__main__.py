@@ -33,6 +33,19 @@ app = typer.Typer(
 )
 
 
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)
+    ] = False,
+) -> None:
+    if version:
+        import sparse_transfer
+
+        typer.echo(sparse_transfer.__version__)
+        raise typer.Exit
+
+
 def _examples(*lines: str) -> str:
     return "[bold]Examples[/bold]\n\n" + "\n\n".join(f"  {line}" for line in lines)
 
@@ -104,7 +117,7 @@ def cp(
 
     if destination.exists() and not force:
         raise UserError(f"{destination} exists already.", hint="Choose another name, or --force.")
-    text = listing.config_text(name)
+    text = listing.config_text(name, destination.stem)
     with replacing(destination) as temporary:
         temporary.write_text(text, encoding="utf-8")
     typer.echo(f"{destination} written. Next: sparse-transfer check {destination}")
@@ -128,15 +141,9 @@ def check(
 
     _set_up(debug)
     experiment = _load(name, sets, data_root)
-    problems = preflight.check(experiment, data_root, _cache(runs))
+    _refuse_problems(experiment, data_root, runs)
     for line in preflight.describe(experiment):
         typer.echo(line)
-    if problems:
-        count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
-        raise UserError(
-            f"{name} cannot be run as it is: {count}.",
-            "\n".join(f"- {where}: {error}" for where, error in problems),
-        )
     typer.echo(f"{name} can be run. Next: sparse-transfer plan {name}")
 
 
@@ -286,6 +293,7 @@ def prune(
         seed=seed,
         overrides=sets or [],
     )
+    _refuse_problems(experiment, data_root, runs)
     code = _execute(experiment, runs, data_root, [], [], None, False, debug)
     made = _plan(experiment, data_root, runs)
     for item in made.runs:
@@ -339,6 +347,7 @@ def transfer(
         seeds=seeds,
         overrides=sets or [],
     )
+    _refuse_problems(experiment, data_root, runs)
     raise typer.Exit(_execute(experiment, runs, data_root, [], [], None, False, debug))
 
 
@@ -360,7 +369,7 @@ def bench(
     image_size: Annotated[
         int | None, typer.Option(help="Pixels; default: the checkpoint's own.")
     ] = None,
-    repeats: Annotated[int, typer.Option(min=3, help="Timed calls of each, interleaved.")] = 30,
+    repeats: Annotated[int, typer.Option(min=6, help="Timed calls of each, interleaved.")] = 30,
     as_json: Json = False,
     threads: Threads = None,
     debug: Debug = False,
@@ -388,7 +397,7 @@ def report(
     name: Annotated[
         str | None, typer.Argument(metavar="[EXPERIMENT]", help="Name; default: the last one run.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder; default: RUNS/report.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; default: RUNS/report/NAME.")] = None,
     runs: Runs = Path("runs"),
     debug: Debug = False,
 ) -> None:
@@ -450,6 +459,13 @@ def _execute(
     to_run = [stage for stage in stages if stage != "report"]
     share = execute.Shard.parse(shard) if shard else None
     failed = bool(made.unavailable)
+    if made.unavailable and not made.runs:
+        first, *more = made.unavailable
+        raise UserError(
+            f"{first.what} cannot be used.",
+            str(first.error),
+            f"And {len(more)} more: `sparse-transfer check`." if more else "",
+        )
     for item in made.unavailable:
         _say(f"warning: arm {item.arm}: {item.what} is left out:\n{item.error}")
     if to_run or not stages:
@@ -472,6 +488,19 @@ def _execute(
     return EXIT_FAILED_RUN if failed else 0
 
 
+def _refuse_problems(experiment: Experiment, data_root: Path | None, runs: Path) -> None:
+    """Raise everything that is known to be wrong before anything is run."""
+    from sparse_transfer import preflight
+
+    problems = preflight.check(experiment, data_root, _cache(runs))
+    if problems:
+        count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
+        raise UserError(
+            f"{experiment.name} cannot be run as it is: {count}.",
+            "\n".join(f"- {where}: {error}" for where, error in problems),
+        )
+
+
 def _report(name: str | None, runs: Path, out: Path | None) -> None:
     from rich.console import Console
 
@@ -482,7 +511,7 @@ def _report(name: str | None, runs: Path, out: Path | None) -> None:
 
     results = record.collect(Store(runs), name)
     made = build(results.frame, results.bench, results.facts, results.predictions)
-    page = save(made, out or runs / "report")
+    page = save(made, out or runs / "report" / results.facts["experiment"])
     print_report(made.facts["title"], made.verdict, made.summary, Console())
     typer.echo(f"Report: {page}")
 

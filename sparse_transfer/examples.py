@@ -53,7 +53,7 @@ class Place:
     online: bool = False
 
     def find(self, location: str) -> Path | None:
-        """The existing path that `location` names: absolute, beside the card, below the root."""
+        """The existing path: absolute, beside the card, where one works, or below the root."""
         return next((path for path in self._candidates(location) if path.exists()), None)
 
     def missing(self, location: str) -> str:
@@ -67,7 +67,9 @@ class Place:
         path = Path(location).expanduser()
         if path.is_absolute():
             return [path]
-        return [base / path for base in (self.card_folder, self.data_root) if base is not None]
+        # a user's card may be kept in `./tasks` and speak of the folder that one works in
+        own = [] if self.card_folder is None else [self.card_folder, Path()]
+        return [base / path for base in (*own, self.data_root) if base is not None]
 
 
 @dataclass(frozen=True)

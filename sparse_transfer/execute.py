@@ -212,6 +212,7 @@ def _attempt(run: Run, prefix: str, store: Store, context: Context, outcome: Out
         return False
     finally:
         context.progress.done()
+        memory.release_freed_blocks()
     if main:
         for leftover in out.glob("resume.*"):
             leftover.unlink()

@@ -23,6 +23,7 @@ from sparse_transfer.errors import UserError, unknown_name
 from sparse_transfer.mistakes import Location, explain
 
 _PER_EXPERIMENT = ("name", "title", "notes", "contrasts", "demo", "arms")
+_LISTS = {"experiment": "configs", "recipe": "recipes"}
 _RECIPE_FIELDS = (("recipe",), ("transfer", "linear"), ("transfer", "full"))
 
 
@@ -352,7 +353,8 @@ def _named_file(name: str, folder: Path, kind: str) -> Path:
         if Path(name).is_file():
             return Path(name)
         raise UserError(
-            f"The {kind} file {name} does not exist.", hint=f"`sparse-transfer ls {kind}s`"
+            f"The {kind} file {name} does not exist.",
+            hint=f"`sparse-transfer ls {_LISTS[kind]}` names those that ship.",
         )
     path = folder / f"{name}.yaml"
     if not path.is_file():

@@ -21,7 +21,7 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor, nn
 
-from sparse_transfer import data, devices, models, store
+from sparse_transfer import data, devices, models, signals, store
 from sparse_transfer.errors import UserError
 
 if TYPE_CHECKING:
@@ -195,6 +195,8 @@ def _rows(
     with evaluating(model), torch.inference_mode(), devices.autocast(precision):
         # With more processes than images one runs an example for its width alone.
         for batch in (mine if len(mine) else torch.zeros(1, dtype=torch.long)).split(batch_size):
+            if accelerator.num_processes == 1:
+                signals.raise_if_stopped()
             x = data.batch(images, batch)
             x = x.to(device, memory_format=layout, non_blocking=True)
             outputs.append(forward(x).float())

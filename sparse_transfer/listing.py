@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 from sparse_transfer import cards, experiment_file, plugins
@@ -59,18 +60,14 @@ def details(name: str) -> str:
     raise unknown_name("pruner, task, metric, backend, config or recipe", name, everything)
 
 
-def config_text(name: str) -> str:
-    """The text of a shipped experiment or recipe, for `cp`; an experiment goes before a recipe.
-
-    Raises:
-        UserError: there is neither; the nearest names are given.
-    """
-    experiments, recipes = experiment_file.config_names(), experiment_file.recipe_names()
-    if name in experiments:
-        return experiment_file.config_path(name).read_text(encoding="utf-8")
-    if name in recipes:
+def config_text(name: str, new_name: str) -> str:
+    """The text of a shipped experiment or recipe, for `cp`; an experiment gets a new name."""
+    if name in experiment_file.recipe_names():
         return experiment_file.recipe_path(name).read_text(encoding="utf-8")
-    raise unknown_name("config or recipe", name, [*experiments, *recipes])
+    path = experiment_file.config_path(name)
+    own = re.sub(r"[^a-z0-9._-]", "-", new_name.lower()).lstrip("._-") or path.stem
+    text = path.read_text(encoding="utf-8").replace(f"run {path.stem}", f"run {own}.yaml")
+    return re.sub(rf"^name: {re.escape(path.stem)}$", f"name: {own}", text, flags=re.MULTILINE)
 
 
 def _options(kind: str, name: str) -> list[str]:

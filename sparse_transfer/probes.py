@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from sparse_transfer import signals
 from sparse_transfer.config import LinearProfile
+from sparse_transfer.devices import world_size
 from sparse_transfer.errors import UserError
 from sparse_transfer.seeds import derive
 from sparse_transfer.splits import shares
@@ -301,6 +303,8 @@ def _batches(
 ) -> Iterator[tuple[float, torch.Tensor]]:
     """(learning rate, row indices (seeds, b)) of every step of the training."""
     for epoch in range(profile.epochs):
+        if world_size() == 1:
+            signals.raise_if_stopped()
         lr = profile.lr * profile.gamma ** sum(epoch >= start for start in profile.milestones)
         order = torch.stack([epoch_order(seed, epoch, rows) for seed in seeds])
         for batch in order.split(profile.batch_size, dim=1):

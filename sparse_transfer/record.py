@@ -155,11 +155,21 @@ def collect(store: Store, name: str | None) -> Results:
             f"`sparse-transfer run {record['experiment']}` does them.",
         )
     frame = pd.DataFrame(rows)
+    statuses = {
+        run["id"]: store.status(run["stage"], run["id"])
+        for arm in record["arms"].values()
+        for run in arm["runs"]
+    }
+    total = len(statuses)
+    unfinished = total - list(statuses.values()).count("finished")
     facts = {
         "experiment": record["experiment"],
         "title": record["title"],
         "notes": record["notes"],
-        "labels": ["demo: no intervals"] if record["demo"] else [],
+        "labels": [
+            *(["demo: no intervals"] if record["demo"] else []),
+            *([f"partial: {unfinished} of {total} runs are not finished"] if unfinished else []),
+        ],
         "held_fixed": {
             name: [*arm["held_fixed"], *_before_recalibration(raw.get(name, []))]
             for name, arm in record["arms"].items()

@@ -53,7 +53,9 @@ def sentences(
         paragraphs.append("There is no finished result to report.")
     if failures:
         runs = "one run" if failures == 1 else f"{failures} runs"
-        paragraphs.append(f"{runs[0].upper()}{runs[1:]} failed; what is missing is listed below.")
+        paragraphs.append(
+            f"{runs[0].upper()}{runs[1:]} failed; the page lists them with their errors."
+        )
     return paragraphs
 
 

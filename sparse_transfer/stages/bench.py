@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sparse_transfer import checkpoint, latency, plan, plugins
+from sparse_transfer import checkpoint, latency, plan, plugins, signals
 from sparse_transfer.errors import UserError
 from sparse_transfer.seeds import derive
 from sparse_transfer.stages.context import Context
@@ -66,6 +66,7 @@ def measure_checkpoints(
         expected = {name: model.to(device).eval()(example) for name, model in models.items()}
     rows, reasons = [], []
     for name in backends:
+        signals.raise_if_stopped()
         backend = plugins.load("backend", name)()
         reason = backend.available()
         if reason is not None:

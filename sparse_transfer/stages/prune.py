@@ -49,7 +49,10 @@ def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context)
         if spec.task
         else None
     )
-    loaded, given = _load(spec, len(task.classes) if task else None)
+    trains = bool(spec.recipe.steps or spec.recipe.epochs)
+    # A trained or random head takes the task's classes; one that is only pruned keeps its own.
+    takes_classes = task is not None and (trains or spec.model.weights == "random")
+    loaded, given = _load(spec, len(task.classes) if task and takes_classes else None)
     model = loaded.model.to(context.accelerator.device)
     transform = inputs.transform(spec.preprocess, loaded, task, context.cache)
     pruned = _prune(spec, model, given, task, transform, out, context)
@@ -111,10 +114,19 @@ def _scores(
     """Recalibrate batch norm if asked for, and score: test rows, and facts beside them."""
     facts: dict[str, Any] = {}
     images = transform.images(task.test, context.cache)
+    comparable = models.model_classes(model) == len(task.classes)
+    if not comparable:
+        log.warning(
+            "    not scored upstream: the model tells %d classes apart, task %s has %d",
+            models.model_classes(model),
+            task.card.name,
+            len(task.classes),
+        )
     if spec.recalibrate_bn is not None and batchnorm.has_statistics(model):
-        raw = _score(model, images, task, out, "upstream-raw", "raw", spec, context)
-        facts["raw"] = f"{raw['metrics'][raw['metric']]['value']:.4f}"
-        facts["raw_metrics"] = raw["metrics"]
+        if comparable:
+            raw = _score(model, images, task, out, "upstream-raw", "raw", spec, context)
+            facts["raw"] = f"{raw['metrics'][raw['metric']]['value']:.4f}"
+            facts["raw_metrics"] = raw["metrics"]
         batchnorm.recalibrate(
             model,
             transform.images(task.train, context.cache),
@@ -122,6 +134,8 @@ def _scores(
             seed=derive(spec.seed, "calibration"),
             accelerator=context.accelerator,
         )
+    if not comparable:
+        return {**facts, "rows": [], "skipped": {task.card.name: dict(task.skipped)}}
     facts["rows"] = [_score(model, images, task, out, "upstream", "upstream", spec, context)]
     if len(task.validation):
         part = transform.images(task.validation, context.cache)
