@@ -322,8 +322,9 @@ def transfer(
         int | None, typer.Option(help="Pixels; default: the checkpoint's own.")
     ] = None,
     crop: Annotated[
-        str, typer.Option(help="`center` or `none` (whole image squeezed).")
-    ] = "center",
+        str | None,
+        typer.Option(help="`center` or `none` (whole image squeezed); default: as it was pruned."),
+    ] = None,
     seeds: Annotated[str, typer.Option(help="Transfer seeds, comma-separated.")] = "0",
     sets: Sets = None,
     data_root: DataRoot = None,

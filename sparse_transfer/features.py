@@ -8,11 +8,10 @@ name change the key.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ from pydantic import JsonValue
 from torch import Tensor, nn
 
 from sparse_transfer import data, devices, models, signals, store
+from sparse_transfer.cost import evaluating
 from sparse_transfer.errors import UserError
 
 if TYPE_CHECKING:
@@ -162,18 +162,6 @@ def cached(
     if devices.rank() == 0:
         _write_table(path, table, key_parts)
     return table
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside the block; afterwards every module has its own earlier mode again."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _rows(

@@ -88,6 +88,7 @@ def collect(store: Store, name: str | None) -> Results:
     layers: list[dict[str, Any]] = []
     failures: list[dict[str, Any]] = []
     skipped: dict[str, dict[str, int]] = {}
+    finished = 0
     versions: dict[str, str] = {}
     machine: dict[str, Any] = {}
     raw: dict[str, list[str]] = {}
@@ -111,6 +112,7 @@ def collect(store: Store, name: str | None) -> Results:
                 )
             if status != "finished":
                 continue
+            finished += 1
             result = read_json(folder / "result.json")
             manifest = read_json(folder / "manifest.json")
             versions.update(manifest["versions"])
@@ -148,7 +150,7 @@ def collect(store: Store, name: str | None) -> Results:
         }
         for item in record["unavailable"]
     ]
-    if not rows and not bench and not failures:
+    if not finished and not failures:
         raise UserError(
             f"There is nothing to report of `{record['experiment']}` yet.",
             f"No run of it is finished in {store.root}.",
