@@ -62,7 +62,10 @@ def details(name: str) -> str:
 
 def config_text(name: str, new_name: str) -> str:
     """The text of a shipped experiment or recipe, for `cp`; an experiment gets a new name."""
-    if name in experiment_file.recipe_names():
+    names = (experiment_file.config_names(), experiment_file.recipe_names())
+    if not any(name in known for known in names):
+        raise unknown_name("experiment or recipe", name, [*names[0], *names[1]])
+    if name not in names[0]:
         return experiment_file.recipe_path(name).read_text(encoding="utf-8")
     path = experiment_file.config_path(name)
     own = re.sub(r"[^a-z0-9._-]", "-", new_name.lower()).lstrip("._-") or path.stem

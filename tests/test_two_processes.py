@@ -121,7 +121,7 @@ def test_the_command_line_runs_under_torchrun(tmp_path: Path):
     small = ["--set", "prune.seeds=[0]", "--set", "transfer.seeds=[0]", "--set", "bench=null"]
     said = launch("command", "run", TINY, "--runs", str(tmp_path), *small)
     assert said.count("7 runs done, 0 finished before, 0 failed") == 1, said
-    assert (tmp_path / "report" / "index.html").is_file()
+    assert (tmp_path / "report" / "tiny" / "index.html").is_file()
     found = [path.parent for path in tmp_path.glob("*/*/result.json")]
     assert len(found) == 7
     for folder in found:
