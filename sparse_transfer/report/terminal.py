@@ -28,14 +28,19 @@ def print_report(
 
 # The columns that fit eighty characters, with short headings; the page and the CSV have them all.
 _SHORT = {
+    "mode_title": "mode",
     "method": "method",
     "sparsity": "sparsity",
     "upstream": "upstream",
+    "first": "first",
+    "second": "second",
     "mor": "rel. error %",
+    "difference": "difference %",
     "coverage": "tasks×seeds",
-    "ahead_of": "ahead of",
     "verdict_short": "verdict",
 }
+
+_WITH_INTERVAL = ("mor", "difference")
 
 
 def rich_table(table: Table) -> Group:
@@ -48,14 +53,21 @@ def rich_table(table: Table) -> Group:
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    shown = [place for place, column in enumerate(table.columns) if column.key in _SHORT]
+    keys = [column.key for column in table.columns]
+    shown = [place for place, key in enumerate(keys) if key in _SHORT]
+    if "difference" in keys:  # a contrast: its mode and the two names need the room
+        shown.remove(keys.index("coverage"))
     for column in (table.columns[place] for place in shown):
         justify = "right" if column.numeric else "left"
-        drawn.add_column(_SHORT[column.key], justify=justify, no_wrap=True)
+        drawn.add_column(_SHORT[column.key], justify=justify, no_wrap=column.key in _WITH_INTERVAL)
     for row in table.rows:
         drawn.add_row(
             *(
-                Text(row[place].plain if table.columns[place].key == "mor" else row[place].text)
+                Text(
+                    row[place].plain
+                    if table.columns[place].key in _WITH_INTERVAL
+                    else row[place].text
+                )
                 for place in shown
             )
         )
