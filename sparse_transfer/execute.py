@@ -106,8 +106,17 @@ def execute(
             f"No run of `{plan.experiment.name}` has an id that starts with {' or '.join(only)}.",
             hint=f"`sparse-transfer plan {plan.experiment.name}` lists them.",
         )
-    for number, run in enumerate(wanted, 1):
-        _run_with_parents(run, f"[{number}/{len(wanted)}]", store, context, outcome, stages)
+    queue = [(f"[{number}/{len(wanted)}]", run) for number, run in enumerate(wanted, 1)]
+    while queue:
+        # What another process works on is passed over for now, so that both have work.
+        busy = [
+            (prefix, run)
+            for prefix, run in queue
+            if _run_with_parents(run, prefix, store, context, outcome, stages) is None
+        ]
+        if len(busy) == len(queue):
+            time.sleep(_POLL_SECONDS)
+        queue = busy
     return outcome
 
 
@@ -134,8 +143,12 @@ def forget(
 
 def _run_with_parents(
     run: Run, prefix: str, store: Store, context: Context, outcome: Outcome, stages: Sequence[str]
-) -> bool:
-    """Do `run`, its unfinished parents first; True if it is finished afterwards."""
+) -> bool | None:
+    """Do `run`, its unfinished parents first.
+
+    Returns:
+        Whether it is finished; None while another process works on it or on a parent.
+    """
     if run in outcome.finished or run in outcome.skipped:
         return True
     if run in outcome.failed or run in outcome.blocked:
@@ -144,31 +157,30 @@ def _run_with_parents(
         if _status(parent, store, context) == "finished":
             continue
         allowed = not stages or parent.stage in stages
-        if not allowed or not _run_with_parents(parent, prefix, store, context, outcome, stages):
+        done = allowed and _run_with_parents(parent, prefix, store, context, outcome, stages)
+        if done is None:
+            return None
+        if not done:
             log.warning("%s %s %s: waits for %s", prefix, run.stage, run.title, parent.title)
             outcome.blocked.append(run)
             return False
     return _do(run, prefix, store, context, outcome)
 
 
-def _do(run: Run, prefix: str, store: Store, context: Context, outcome: Outcome) -> bool:
-    waiting = False
-    while True:
-        if context.agreed(signals.received):
-            raise StopRequested(signals.name())
-        if _status(run, store, context) == "finished":
-            outcome.skipped.append(run)
-            log.debug("%s %s %s: finished before", prefix, run.stage, run.title)
-            return True
+def _do(run: Run, prefix: str, store: Store, context: Context, outcome: Outcome) -> bool | None:
+    """As `_run_with_parents`, for a run whose parents are finished."""
+    if context.agreed(signals.received):
+        raise StopRequested(signals.name())
+    if _status(run, store, context) != "finished":
         with _claim(run, store, context) as claimed:
-            if claimed:
-                if _status(run, store, context) == "finished":
-                    continue  # by another process, between the two questions
+            if not claimed:
+                log.debug("%s %s %s: another process works on it", prefix, run.stage, run.title)
+                return None
+            if _status(run, store, context) != "finished":  # asked again: now nobody else can
                 return _attempt(run, prefix, store, context, outcome)
-        if not waiting:
-            log.info("%s %s %s: another process works on it", prefix, run.stage, run.title)
-            waiting = True
-        time.sleep(_POLL_SECONDS)
+    outcome.skipped.append(run)
+    log.debug("%s %s %s: finished before", prefix, run.stage, run.title)
+    return True
 
 
 def _attempt(run: Run, prefix: str, store: Store, context: Context, outcome: Outcome) -> bool:
