@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,18 +10,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from sparse_transfer.__main__ import main
-
-
-def call(*arguments: str) -> int:
-    before, sys.argv = sys.argv, ["sparse-transfer", *arguments]
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    finally:
-        sys.argv = before
-    return 0
+from tests.test_main import call
 
 
 @pytest.fixture(scope="module")
