@@ -9,6 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+_NOISY = 2.0  # p90 over p10 from which a median is not worth quoting
+
 
 def print_plan(rows: Sequence[Mapping[str, Any]], missing: Sequence[Mapping[str, Any]]) -> None:
     """Runs with status and forecast, then totals of what is left to do."""
@@ -56,7 +58,15 @@ def print_bench(rows: Sequence[Mapping[str, Any]]) -> None:
             f"{row['device']}, {row['threads']} threads, batch {row['batch_size']}, "
             f"{row['image_size']} px, {row['repeats']} rounds",
         )
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for row in rows:
+        if row["p90_s"] > _NOISY * row["p10_s"]:
+            spread = row["p90_s"] / row["p10_s"]
+            console.print(
+                f"{row['backend']}: p90 is {spread:.1f} times p10. The machine was busy; measure "
+                "again when it is idle before quoting this."
+            )
 
 
 def _table(*columns: str) -> Table:
