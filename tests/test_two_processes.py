@@ -13,12 +13,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sparse_transfer import loop, signals
+from sparse_transfer import checkpoint, config, data, features, inputs, loop, signals
 from sparse_transfer.devices import accelerator
 from sparse_transfer.errors import StopRequested, TrainingDiverged
 from sparse_transfer.predictions import Predictions
@@ -137,6 +138,28 @@ def test_the_command_line_runs_under_torchrun(tmp_path: Path):
         if (manifest := read_json(path))["subject"]["method"] == "gmp"
     }
     assert len(masks) == 1 and None not in masks
+    _stored_scores_are_those_of_the_checkpoint(tmp_path)
+
+
+def _stored_scores_are_those_of_the_checkpoint(runs: Path) -> None:
+    """Batch-norm statistics are each process's own after the last step; one model must be left."""
+    task = data.open_task(
+        config.TaskRef(name="textures", train_images=200, validation=0.1),
+        data_root=None,
+        cache=runs / "cache",
+    )
+    folders = list(runs.glob("prune/*"))
+    assert folders
+    for folder in folders:
+        opened = checkpoint.open_checkpoint(folder / "checkpoint")
+        transform = inputs.transform(
+            config.Preprocess(image_size=16, crop="none"), opened.loaded, task, runs / "cache"
+        )
+        images = transform.images(task.test, runs / "cache")
+        logits = features.logits(opened.model, images, accelerator=accelerator(), batch_size=128)
+        stored = Predictions.load(folder / "predictions" / "upstream.parquet")
+        again = Predictions.from_logits(images.ids, stored.label, logits)
+        np.testing.assert_allclose(again.log_prob, stored.log_prob, atol=1e-4)
 
 
 def _loop(out: Path) -> None:
