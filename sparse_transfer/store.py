@@ -147,15 +147,6 @@ class Store:
         finally:
             lock.release()
 
-    def result(self, stage: str, run_id: str) -> dict[str, Any]:
-        """The result of a finished run."""
-        return read_json(self.folder(stage, run_id) / "result.json")
-
-    def finished(self) -> Iterator[tuple[str, str]]:
-        """(stage, run id) of every finished run below the root, in a stable order."""
-        for path in sorted(self.root.glob("*/*/result.json")):
-            yield path.parent.parent.name, path.parent.name
-
 
 def _concerns(error: OSError, path: Path) -> bool:
     """Whether an error is about writing `path`, and not about some other file."""
