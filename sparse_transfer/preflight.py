@@ -92,8 +92,9 @@ def _methods(
                 events_of(
                     plugin(options),
                     sparsity=sparsity,
-                    weights={name: layer.numel() for name, layer in layers.items()},
+                    shapes={name: tuple(layer.shape) for name, layer in layers.items()},
                     total_steps=steps,
+                    has_images=arm.upstream.task is not None,
                 )
             except UserError as error:
                 yield f"{where} at {sparsity:g}", error

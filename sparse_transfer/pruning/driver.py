@@ -1,15 +1,17 @@
 """The driver: carries any pruning method, or a fixed mask, through the one training loop.
 
 The loop calls, in this order: `parameter_groups` and `bind` around making the optimizer, `start`,
-then for each optimizer step `after_backward`, `skips_optimizer`, `after_step`, `end_epoch`
+then for each optimizer step `penalty`, `after_backward`, `skips_optimizer`, `after_step`; `end_epoch`
 after each epoch, and `finish`. Everything else (when, which weights, what becomes of the optimizer
 state) is the method's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -20,26 +22,37 @@ from sparse_transfer.config import Frozen
 from sparse_transfer.errors import UserError
 from sparse_transfer.pruning.allocation import check_keep, keep_count
 from sparse_transfer.pruning.masks import Masks, assert_zeros, enforce, keeps_zeros, mask_gradients
-from sparse_transfer.pruning.method import AbstractMethod, Event, Scene, Target
+from sparse_transfer.pruning.method import AbstractMethod, Change, Event, Scene, Target
 from sparse_transfer.seeds import derive
 
 logger = logging.getLogger(__name__)
 
+# (step, number, count) → images and labels: what a run shows the events that ask for examples
+StepExamples = Callable[[int, int, int], tuple[Tensor, Tensor]]
+_Shapes = Mapping[str, tuple[int, ...]]
+
 
 def events_of(
-    method: AbstractMethod[Frozen], *, sparsity: float, weights: Mapping[str, int], total_steps: int
+    method: AbstractMethod[Frozen],
+    *,
+    sparsity: float,
+    shapes: _Shapes,
+    total_steps: int,
+    has_images: bool = True,
 ) -> dict[int, Event]:
     """The events of a run that starts dense, or the reason why it cannot be done; nothing is run.
 
     Args:
         sparsity: target in [0, 1) over the prunable weights; 0 gives no events.
-        weights: number of weights by prunable layer.
+        shapes: shape of the weight, (out, in, *kernel), by prunable layer.
+        has_images: whether there are training images to show to the method.
 
     Raises:
         UserError: sparsity outside [0, 1), a layer that would be empty, a schedule that does not
-            fit into the training, a method without target asked for one.
+            fit into the training, a method without target asked for one, no images to look at.
     """
-    return _events(method, sparsity, weights, sum(weights.values()), total_steps)
+    active = sum(torch.Size(shape).numel() for shape in shapes.values())
+    return _events(method, sparsity, shapes, active, total_steps, has_images)
 
 
 @final
@@ -57,9 +70,15 @@ class Pruner:
         steps_per_epoch: optimizer steps of one epoch; `summary` gives epochs beside steps.
         seed: of random choices, which are functions of seed and step.
         masks: of a model that is already sparse; pruning goes on from them.
+        examples: training images for methods that look at some: (step, number, count) → images
+            and labels on the model's device, a function of its arguments; None without images.
+        image_size: pixels of the square input, for methods that make one.
 
     Attributes:
         masks: the masks now; None as long as every weight trains.
+        rewinds: step → where the learning-rate schedule goes on from after it.
+        prunes: steps after which fewer weights are left than before.
+        reshaped: always False; tells the loop that no parameter was replaced.
 
     Raises:
         UserError: the target cannot be reached, see `events_of`.
@@ -78,21 +97,31 @@ class Pruner:
         steps_per_epoch: int,
         seed: int,
         masks: Masks | None = None,
+        examples: StepExamples | None = None,
+        image_size: int | None = None,
     ) -> None:
         self._model, self._method = model, method
+        self._examples, self._image_size = examples, image_size
         self._sparsity, self._seed = sparsity, seed
         self._steps_per_epoch = steps_per_epoch
         self._shapes = {name: layer.shape for name, layer in layers.items()}
         self._weights = sum(shape.numel() for shape in self._shapes.values())
         _check_fit(masks, self._shapes)
-        sizes = {name: shape.numel() for name, shape in self._shapes.items()}
         active = self._weights if masks is None else masks.kept()
-        self._events = _events(method, sparsity, sizes, active, total_steps)
+        has_images = examples is not None
+        self._events = _events(method, sparsity, self._shapes, active, total_steps, has_images)
+        events = sorted(self._events.items())
+        self.rewinds = {t: e.rewinds_to for t, e in events if e.rewinds_to is not None}
+        self.prunes = _pruning_steps(events, 1.0 - active / self._weights)
+        self.reshaped = False
+        self._memory: dict[str, Tensor] = {}
+        # With target 0 a method does nothing at all, its penalties and proximal steps included.
+        self._works = bool(sparsity) or not method.has_target
         self._optimizer: torch.optim.Optimizer | None = None
         self._keeps_zeros = False
         self._captured: dict[str, dict[str, Tensor]] = {}
         self._step = -1  # before `start`
-        self._relaxed = dict(method.relax(layers))
+        self._relaxed = dict(method.relax(layers)) if self._works else {}
         for name, relaxation in self._relaxed.items():
             parametrize.register_parametrization(*self._place(name), relaxation)
         self._hold(masks)
@@ -103,11 +132,14 @@ class Pruner:
         They are parameters of the model from now on: leave them out of the model's own groups.
         """
         extra = [p for relaxation in self._relaxed.values() for p in relaxation.parameters()]
-        return [{"params": extra, **self._method.relaxed_options}] if extra else []
+        return [{"params": extra, **self._method.relaxed_options()}] if extra else []
 
     def penalty(self) -> Tensor | None:
         """A term to add to the loss, or None."""
-        return self._method.penalty(self._relaxed) if self._relaxed else None
+        has_one = type(self._method).penalty is not AbstractMethod.penalty
+        if not (has_one and self._works):
+            return None
+        return self._method.penalty(self._relaxed, self._layers())
 
     def bind(self, optimizer: torch.optim.Optimizer) -> None:
         """Take the optimizer whose state is masked; once, the model being on its device."""
@@ -150,6 +182,9 @@ class Pruner:
         """Enforce the masks on weights and optimizer state, then run the event of this step."""
         assert step == self._step + 1, f"step {step} after step {self._step}"
         self._step = step
+        if self._method.shrinks and self._works and not self.skips_optimizer(step):
+            with torch.no_grad():
+                self._method.shrink(self._layers(), self._rate())
         if not self._keeps_zeros:
             self._enforce()
         self._run_event(step)
@@ -168,16 +203,19 @@ class Pruner:
         assert not left, f"finished at step {self._step} before the events at {left}"
         for name in self._relaxed:
             _make_plain(*self._place(name))
-        if self._relaxed:
-            self._hold(Masks({name: w.detach() != 0 for name, w in self._layers().items()}))
+        if self._relaxed or (self._method.learns_mask and self._works):
+            weights = {name: weight.detach() for name, weight in self._layers().items()}
+            self._hold(self._method.final_masks(weights))
+            self._enforce()
             self._relaxed = {}
         self.end_epoch()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a resumed run needs: the step and the packed masks. No random state exists."""
+        """What a resumed run needs: step, packed masks, memory. No random state exists."""
         packed = {} if self.masks is None else self.masks.pack()
         masks = {f"mask.{name}": bits for name, bits in packed.items()}
-        return {"step": torch.tensor(self._step), **masks}
+        memory = {f"memory.{name}": value for name, value in self._memory.items()}
+        return {"step": torch.tensor(self._step), **masks, **memory}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue where `state_dict` was taken.
@@ -185,11 +223,9 @@ class Pruner:
         Raises:
             UserError: the state belongs to other layers.
         """
-        packed = {
-            name.removeprefix("mask."): bits
-            for name, bits in state.items()
-            if name.startswith("mask.")
-        }
+        packed, memory = _under(state, "mask."), _under(state, "memory.")
+        device = next(self._model.parameters()).device
+        self._memory = {name: value.to(device) for name, value in memory.items()}
         self._step = int(state["step"])
         self._hold(Masks.unpack(packed, self._shapes) if packed else None)
 
@@ -235,9 +271,22 @@ class Pruner:
             gradients=self._captured.pop("gradients", {}),
             forward_weights=self._captured.pop("forward_weights", {}),
             generator=torch.Generator().manual_seed(derive(self._seed, "mask", step)),
+            memory=self._memory,
+            model=self._model,
+            examples=partial(self._examples or _no_examples, step),
+            image_size=self._image_size,
         )
-        with torch.no_grad():
-            self._hold(event.choose(scene))
+        if "model" in event.needs:
+            with _observed(self._model):
+                chosen = event.choose(scene)
+        else:
+            with torch.no_grad():
+                chosen = event.choose(scene)
+        change = chosen if isinstance(chosen, Change) else Change(chosen)
+        self._write(change.values)
+        if change.memory is not None:
+            self._memory = {name: v.detach().clone() for name, v in change.memory.items()}
+        self._hold(change.masks)
         kept = self._weights if self.masks is None else self.masks.kept()
         expected = keep_count(self._weights, event.sparsity)
         assert kept == expected, f"step {step} kept {kept} weights, allocated {expected}"
@@ -245,6 +294,17 @@ class Pruner:
             self._reset_optimizer()
         self._enforce()
         logger.debug("step %d: %s to sparsity %.4f", step, event.kind, event.sparsity)
+
+    @torch.no_grad()
+    def _write(self, values: Mapping[str, Tensor]) -> None:
+        if values:
+            state = self._model.state_dict()
+            for name, value in values.items():
+                state[name].copy_(value)
+
+    def _rate(self) -> float:
+        """The learning rate of this step; 0 without an optimizer."""
+        return float(self._optimizer.param_groups[0]["lr"]) if self._optimizer is not None else 0.0
 
     def _enforce(self) -> None:
         if self.masks is not None:
@@ -266,8 +326,10 @@ class Pruner:
             module, tensor = self._place(next(iter(masks)))
             self.masks = masks.to(getattr(module, tensor).device)
 
-    def _layers(self) -> dict[str, nn.Parameter]:
-        return {name: self._model.get_parameter(name) for name in self._shapes}
+    def _layers(self) -> dict[str, Tensor]:
+        """The prunable weights as the network uses them: parameters, or what was made of them."""
+        places = {name: self._place(name) for name in self._shapes}
+        return {name: getattr(module, tensor) for name, (module, tensor) in places.items()}
 
     def _gradients(self) -> dict[str, Tensor]:
         gradients = {}
@@ -300,6 +362,9 @@ class FixedMask:
     masks: Masks | None
 
     def __init__(self, model: nn.Module, masks: Masks | None) -> None:
+        self.rewinds: dict[int, int] = {}
+        self.prunes: tuple[int, ...] = ()
+        self.reshaped = False
         self._model, self.masks = model, masks
         self._optimizer: torch.optim.Optimizer | None = None
         self._keeps_zeros = False
@@ -385,14 +450,50 @@ def _make_plain(module: nn.Module, tensor: str) -> None:
         module.register_parameter(name, parameter)
 
 
+@contextlib.contextmanager
+def _observed(model: nn.Module) -> Iterator[None]:
+    """Eval mode for everything inside; modes, gradients and random state are put back after."""
+    training = [module for module in model.modules() if module.training]
+    gradients = {p: p.grad for p in model.parameters()}
+    model.eval()
+    model.zero_grad(set_to_none=True)
+    try:
+        with torch.random.fork_rng(), torch.enable_grad():
+            yield
+    finally:
+        for parameter, gradient in gradients.items():
+            parameter.grad = gradient
+        for module in training:
+            module.training = True
+
+
+def _no_examples(step: int, number: int, count: int) -> tuple[Tensor, Tensor]:
+    raise AssertionError("a method that looks at images must say so: needs_images = True")
+
+
+def _pruning_steps(events: list[tuple[int, Event]], sparsity: float) -> tuple[int, ...]:
+    """Steps of events after which fewer weights are left than before."""
+    steps = []
+    for step, event in events:
+        if event.sparsity > sparsity:
+            steps.append(step)
+        sparsity = event.sparsity
+    return tuple(steps)
+
+
+def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): value for n, value in state.items() if n.startswith(prefix)}
+
+
 def _events(
     method: AbstractMethod[Frozen],
     sparsity: float,
-    weights: Mapping[str, int],
+    shapes: _Shapes,
     active: int,
     total_steps: int,
+    has_images: bool,
 ) -> dict[int, Event]:
-    total = sum(weights.values())
+    total = sum(torch.Size(shape).numel() for shape in shapes.values())
     if not 0.0 <= sparsity < 1.0:
         raise UserError(
             f"Sparsity {sparsity:g} is outside [0, 1).",
@@ -414,8 +515,14 @@ def _events(
         )
     elif not sparsity:
         return {}
-    check_keep(total, len(weights), sparsity)
-    target = Target(sparsity, total, active, len(weights), total_steps)
+    if method.needs_images and not has_images:
+        raise UserError(
+            f"'{method.name}' needs training images, and there are none.",
+            "It looks at examples when it prunes, and the upstream model has no task.",
+            "Name one in `upstream.task`, or use a method without data, such as magnitude.",
+        )
+    check_keep(total, len(shapes), sparsity)
+    target = Target(sparsity, active, {n: tuple(s) for n, s in shapes.items()}, total_steps)
     events = method.schedule(target)
     assert all(0 <= step <= total_steps for step in events), "an event outside the training"
     return events

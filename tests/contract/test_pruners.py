@@ -56,9 +56,9 @@ def start_of(
 ) -> Masks | None:
     """None, or the masks of a sparse model for a method that refuses a dense one."""
     loaded = plugins.load("pruner", method)
-    weights = {name: layer.numel() for name, layer in prunable(model, keep_dense).items()}
+    shapes = {name: tuple(layer.shape) for name, layer in prunable(model, keep_dense).items()}
     try:
-        events_of(loaded(loaded.Options()), sparsity=sparsity, weights=weights, total_steps=STEPS)
+        events_of(loaded(loaded.Options()), sparsity=sparsity, shapes=shapes, total_steps=STEPS)
     except UserError:
         return prune(model, "magnitude", sparsity, 0, keep_dense=keep_dense).masks
     return None

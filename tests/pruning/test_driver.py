@@ -23,10 +23,12 @@ from sparse_transfer.pruning.criteria import Stage, magnitude, remove
 from sparse_transfer.pruning.driver import FixedMask, Pruner, events_of
 from sparse_transfer.pruning.layers import prunable
 from sparse_transfer.pruning.masks import Masks, keeps_zeros
-from sparse_transfer.pruning.method import AbstractMethod, Event, Need, Scene, Target
+from sparse_transfer.pruning.method import AbstractMethod, Change, Event, Need, Scene, Target
 from tests.pruning.training import (
     OPTIMIZERS,
+    batch,
     copy_of,
+    examples,
     make_pruner,
     prune,
     same,
@@ -262,9 +264,9 @@ def test_what_cannot_be_done_is_refused_before_the_first_step(
     with pytest.raises(UserError, match=message):
         make_pruner(small_cnn(), method, sparsity, steps)
     loaded = plugins.load("pruner", method)
-    weights = {name: layer.numel() for name, layer in prunable(small_cnn()).items()}
+    shapes = {name: tuple(layer.shape) for name, layer in prunable(small_cnn()).items()}
     with pytest.raises(UserError, match=message):
-        events_of(loaded(loaded.Options()), sparsity=sparsity, weights=weights, total_steps=steps)
+        events_of(loaded(loaded.Options()), sparsity=sparsity, shapes=shapes, total_steps=steps)
 
 
 def test_a_missing_gradient_is_named() -> None:
@@ -395,7 +397,6 @@ class SoftThreshold(nn.Module):
 
 class Relaxed(AbstractMethod[Frozen]):
     name, version, Options, has_target = "soft threshold", 1, Frozen, False
-    relaxed_options = {"lr": 0.5, "weight_decay": 0.0}
 
     def schedule(self, target: Target) -> dict[int, Event]:
         return {}
@@ -403,7 +404,10 @@ class Relaxed(AbstractMethod[Frozen]):
     def relax(self, layers: Mapping[str, nn.Parameter]) -> Mapping[str, nn.Module]:
         return {name: SoftThreshold() for name in layers}
 
-    def penalty(self, relaxed: Mapping[str, nn.Module]) -> Tensor:
+    def relaxed_options(self) -> Mapping[str, float]:
+        return {"lr": 0.5, "weight_decay": 0.0}
+
+    def penalty(self, relaxed: Mapping[str, nn.Module], weights: Mapping[str, Tensor]) -> Tensor:
         return -0.01 * torch.stack([module.s for module in relaxed.values()]).sum()  # type: ignore[arg-type]
 
 
@@ -476,3 +480,162 @@ def test_masks_travel_with_copies_of_the_model() -> None:
     pruner.finish()
     assert pruner.masks is not None
     assert all(torch.equal(model.get_parameter(n) != 0, m) for n, m in pruner.masks.items())
+
+
+class Remembering(AbstractMethod[Frozen]):
+    """Event 0 remembers the model, event 3 looks at images, event 5 rewinds and prunes."""
+
+    name, version, Options, needs_images = "remembering", 1, Frozen, True
+
+    def __init__(self, options: Frozen) -> None:
+        super().__init__(options)
+        self.seen: list[tuple[Tensor, Tensor]] = []
+
+    def schedule(self, target: Target) -> dict[int, Event]:
+        def remember(scene: Scene) -> Change:
+            return Change(scene.masks, memory=dict(scene.model.state_dict()))
+
+        def look(scene: Scene) -> Masks:
+            images, labels = scene.examples(0, 6)
+            assert not scene.model.training and all(p.grad is None for p in parameters(scene))
+            nn.functional.cross_entropy(scene.model(images), labels).backward()
+            torch.rand(3)
+            self.seen.append((images, labels))
+            return scene.masks
+
+        def rewind(scene: Scene) -> Change:
+            masks = remove(
+                scene.masks, [Stage(magnitude(scene.weights))], target.sparsity, "global"
+            )
+            return Change(masks, values=scene.memory)
+
+        model = frozenset[Need]({"model"})
+        return {
+            0: Event("remember", 0.0, remember, needs=model),
+            3: Event("look", 0.0, look, needs=model),
+            5: Event("rewind", target.sparsity, rewind, resets_optimizer=True, rewinds_to=2),
+        }
+
+
+def parameters(scene: Scene) -> list[nn.Parameter]:
+    return list(scene.model.parameters())
+
+
+def remembering(model: nn.Module) -> Pruner:
+    return Pruner(
+        model,
+        method=Remembering(Frozen()),
+        sparsity=0.5,
+        layers=prunable(model),
+        total_steps=5,
+        steps_per_epoch=5,
+        seed=0,
+        examples=lambda step, number, count: examples(step, number, count),
+    )
+
+
+@pytest.mark.parametrize("stop", [None, 1, 4])
+def test_an_event_may_remember_look_at_images_and_rewind(stop: int | None) -> None:
+    model = small_cnn()
+    begun = copy_of(model)
+    pruner = remembering(model)
+    assert pruner.rewinds == {5: 2} and pruner.prunes == (5,)
+    bound = OPTIMIZERS["nesterov"](model.parameters())
+    pruner.bind(bound)
+    pruner.start()
+    train(model, pruner, bound, range(1, (stop or 5) + 1))
+    if stop is not None:
+        saved = copy.deepcopy((model.state_dict(), bound.state_dict(), pruner.state_dict()))
+        model = small_cnn(seed=7)
+        pruner = remembering(model)
+        pruner.load_state_dict(saved[2])
+        model.load_state_dict(saved[0])
+        bound = OPTIMIZERS["nesterov"](model.parameters())
+        bound.load_state_dict(saved[1])
+        pruner.bind(bound)
+        train(model, pruner, bound, range(stop + 1, 6))
+    masks = pruner.masks
+    assert masks is not None and masks.sparsity() == pytest.approx(0.5, abs=1e-3)
+    for name, value in model.state_dict().items():
+        expected = begun[name] * masks[name] if name in masks else begun[name]
+        assert torch.equal(value, expected), name
+    assert not any(v.any() for s in bound.state.values() for v in s.values() if v is not None)
+
+
+def test_looking_at_images_disturbs_nothing() -> None:
+    model = small_cnn()
+    pruner = remembering(model)
+    bound = OPTIMIZERS["sgd"](model.parameters())
+    pruner.bind(bound)
+    pruner.start()
+    train(model, pruner, bound, range(1, 3))
+    before, random_state = copy_of(model), torch.get_rng_state()
+    model.train()
+    images, labels = batch(3, 0, 8)
+    nn.functional.cross_entropy(model(images), labels).backward()
+    gradients = [p.grad for p in model.parameters()]
+    held = [g.clone() for g in gradients if g is not None]
+    pruner.after_step(3)
+    seen = pruner._method.seen  # type: ignore[attr-defined]
+    assert len(seen) == 1 and seen[0][0].shape == (6, 3, 8, 8)
+    assert torch.equal(seen[0][0], examples(3, 0, 6)[0])
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(a is b for a, b in zip(gradients, (p.grad for p in model.parameters()), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(held, (g for g in gradients), strict=True))
+    assert all(module.training for module in model.modules())
+    after = copy_of(model)
+    buffers = [name for name, _ in model.named_buffers()]
+    assert same(
+        {n: v for n, v in before.items() if n not in buffers},
+        {n: v for n, v in after.items() if n not in buffers},
+    )
+
+
+def test_a_method_that_looks_at_images_is_refused_where_there_are_none() -> None:
+    shapes = {name: tuple(layer.shape) for name, layer in prunable(small_cnn()).items()}
+    with pytest.raises(UserError, match="needs training images"):
+        events_of(
+            Remembering(Frozen()), sparsity=0.5, shapes=shapes, total_steps=5, has_images=False
+        )
+
+
+class Shrinking(AbstractMethod[Frozen]):
+    """Every step takes a hundredth of the learning rate off each weight's magnitude."""
+
+    name, version, Options, has_target = "shrinking", 1, Frozen, False
+    learns_mask, shrinks = True, True
+
+    def schedule(self, target: Target) -> dict[int, Event]:
+        return {}
+
+    def shrink(self, weights: Mapping[str, Tensor], rate: float) -> None:
+        for weight in weights.values():
+            weight.copy_(weight.sign() * (weight.abs() - 0.01 * rate).relu())
+
+
+def test_a_soft_method_shrinks_after_each_step_and_its_zeros_become_the_mask() -> None:
+    weight, gradient = torch.tensor([[0.5, -0.0004, 0.002]]), torch.tensor([[1.0, 0.0, 0.0]])
+    model = nn.Sequential(nn.Linear(3, 1, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(weight)
+    pruner = Pruner(
+        model,
+        method=Shrinking(Frozen()),
+        sparsity=0.0,
+        layers=prunable(model, ["first_conv"]),
+        total_steps=1,
+        steps_per_epoch=1,
+        seed=0,
+    )
+    bound = torch.optim.SGD(model.parameters(), lr=0.1)
+    pruner.bind(bound)
+    pruner.start()
+    model[0].weight.grad = gradient.clone()  # type: ignore[union-attr]
+    pruner.after_backward(1)
+    bound.step()
+    pruner.after_step(1)
+    assert model[0].weight.tolist()[0] == pytest.approx([0.399, 0.0, 0.001])
+    assert pruner.masks is None
+    pruner.finish()
+    assert pruner.masks is not None and pruner.masks["0.weight"].tolist() == [[True, False, True]]
+    assert pruner.summary()["measured_sparsity"] == pytest.approx(1 / 3)

@@ -77,9 +77,10 @@ def make_pruner(
     keep_dense: tuple[str, ...] = (),
     seed: int = 0,
     masks: Masks | None = None,
+    size: int = 8,
     **options: Any,
 ) -> Pruner:
-    """The driver with a method of the given name."""
+    """The driver with a method of the given name; images of `size` pixels are there to look at."""
     method = plugins.load("pruner", name)
     return Pruner(
         model,
@@ -90,7 +91,16 @@ def make_pruner(
         steps_per_epoch=5,
         seed=seed,
         masks=masks,
+        examples=lambda step, number, count: examples(step, number, count, size),
+        image_size=size,
     )
+
+
+def examples(step: int, number: int, count: int, size: int = 8) -> tuple[Tensor, Tensor]:
+    """`count` random images and labels, a function of the arguments."""
+    generator = torch.Generator().manual_seed(10**6 + 1000 * step + number)
+    images = torch.randn(count, 3, size, size, generator=generator)
+    return images, torch.randint(CLASSES, (count,), generator=generator)
 
 
 def batch(step: int, part: int, size: int) -> tuple[Tensor, Tensor]:
