@@ -244,7 +244,14 @@ def prune(
     model: Annotated[str, typer.Argument(help="timm name, hf-hub:ORG/NAME or local-dir:PATH.")],
     task: Annotated[str, typer.Option(help="Task card of the upstream images.")],
     method: Annotated[str, typer.Option(help="A pruner: `sparse-transfer ls pruners`.")] = "gmp",
-    sparsity: Annotated[float, typer.Option(help="Share of zeros, 0 to below 1.")] = 0.9,
+    sparsity: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of zeros (of MACs removed, for structured methods), 0 to below 1; "
+            "0.9 unless the method has no target.",
+            show_default=False,
+        ),
+    ] = None,
     recipe: Annotated[str, typer.Option(help="Training recipe: `ls recipes`.")] = "short-prune",
     weights: Annotated[
         str, typer.Option(help="`pretrained`, `random`, or a .safetensors / .pth file.")

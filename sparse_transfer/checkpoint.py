@@ -3,11 +3,14 @@
     config.json         architecture, model_args, pretrained_cfg: what timm reads
     model.safetensors   the weights, zeros included
     mask.safetensors    one packed bit per prunable weight; absent for a dense model
+    shrink.json         which channels of the architecture are left; only where some are gone
     sparsity.json       what is claimed: method, sparsity by layer, digests, parents, opens_with
 
 `timm.create_model("local-dir:PATH", pretrained=True)` opens the folder without this package where
 `opens_with` is `timm`; where it is `sparse_transfer`, `sparse_transfer.load(PATH)` does, or timm
-after `import sparse_transfer.models`. Opening it here checks every claim first.
+after `import sparse_transfer.models`. A network that lost channels opens here alone: timm, which
+builds the full-size one, stops at the shapes of its weights. Opening it here checks every claim
+first.
 """
 
 from __future__ import annotations
@@ -26,11 +29,14 @@ from torch import Tensor, nn
 from sparse_transfer import models, weights
 from sparse_transfer.config import ModelSpec
 from sparse_transfer.errors import UserError
+from sparse_transfer.model_source import SHRINK
 from sparse_transfer.models import LoadedModel
 from sparse_transfer.pruning.masks import Masks, assert_zeros
+from sparse_transfer.pruning.structured.shrink import ShrinkPlan
 from sparse_transfer.store import file_digest, read_json, replacing, write_json
 
 FORMAT = 1
+SHRUNK_FORMAT = 2  # of a folder with a shrink plan, which older versions cannot rebuild
 CONFIG, WEIGHTS, MASK, RECORD = (
     "config.json",
     "model.safetensors",
@@ -44,6 +50,8 @@ KEPT_CONFIG = ("pool_size", "fixed_input_size", "first_conv", "classifier")
 @dataclass(frozen=True)
 class Checkpoint:
     """An opened and verified checkpoint; `masks` is None for a dense model.
+
+    `loaded.shrink` says what the model lacks of the full-size network, None for nothing.
 
     Attributes:
         facts: what `save` was given: method, target, summary, recipe, parents …
@@ -61,6 +69,7 @@ def save(
     model: nn.Module,
     masks: Masks | None,
     facts: Mapping[str, Any],
+    shrink: ShrinkPlan | None = None,
 ) -> None:
     """Write a checkpoint folder; it exists completely or not at all.
 
@@ -70,12 +79,15 @@ def save(
         model: the weights to save, plain modules with the original parameter names.
         masks: which weights are kept; masked weights must be exactly zero.
         facts: JSON-able facts for the record: method, target, summary, recipe, parents …
+        shrink: what `model` lost since `loaded` was built; what `loaded` already lacked is added.
 
     Raises:
-        UserError: the disk is full or the folder may not be written.
+        UserError: the plan does not fit `loaded`, the disk is full, or the folder may not be
+            written.
     """
     if masks is not None:
         assert_zeros(masks.to(next(model.parameters()).device), model)
+    plan = (loaded.shrink or ShrinkPlan({})).then(shrink or ShrinkPlan({}))
     state = {
         name: tensor.detach().to("cpu", copy=True).contiguous()
         for name, tensor in model.state_dict().items()
@@ -87,30 +99,36 @@ def save(
         save_file(state, temporary / WEIGHTS, metadata={"format": "pt"})
         if masks is not None:
             _write_masks(temporary / MASK, masks)
+        if plan:
+            write_json(temporary / SHRINK, plan.to_json())
         parameters = [name for name, _ in model.named_parameters()]
         record = {
-            "format": FORMAT,
+            "format": SHRUNK_FORMAT if plan else FORMAT,
             "title": loaded.title,
-            "opens_with": loaded.opens_with,
+            "opens_with": "sparse_transfer" if plan else loaded.opens_with,
             "sparsity": _measure(state, parameters, masks),
             "mask_digest": masks.digest() if masks is not None else None,
             "weights_digest": file_digest(temporary / WEIGHTS),
             "facts": dict(facts),
         }
+        if plan:
+            record["shrink_digest"] = plan.digest()
         write_json(temporary / RECORD, record)
 
 
 def open_checkpoint(folder: Path | str) -> Checkpoint:
     """Open a checkpoint after checking that it is what its record claims.
 
-    Checked: all files are there and complete; the mask's digest; masked weights are exactly zero;
-    the measured sparsity, by layer and in total; the digest of the weights.
+    Checked: all files are there and complete; the digests of the mask and of the shrink plan; the
+    plan fits the architecture; masked weights are exactly zero; the measured sparsity, by layer
+    and in total; the digest of the weights.
 
     Raises:
         UserError: any of this fails; the reason is given.
     """
     folder = weights.existing_folder(str(folder))
     record = _read_record(folder)
+    _check_plan(folder, record)
     loaded = models.build(
         ModelSpec(name=f"{weights.LOCAL_DIR}{folder}"), num_classes=None, image_size=None, seed=0
     )
@@ -229,14 +247,35 @@ def _read_record(folder: Path) -> dict[str, Any]:
             )
     record = read_json(folder / RECORD)
     known = {"title", "opens_with", "sparsity", "mask_digest", "weights_digest", "facts"}
-    if not isinstance(record, dict) or record.get("format") != FORMAT or known - set(record):
-        found = record.get("format") if isinstance(record, dict) else None
+    found = record.get("format") if isinstance(record, dict) else None
+    if found == SHRUNK_FORMAT:
+        known.add("shrink_digest")
+    if found not in (FORMAT, SHRUNK_FORMAT) or known - set(record):
         raise _refused(
-            folder, f"Its record has format {found}, or lacks entries; this version reads {FORMAT}"
+            folder,
+            f"Its record has format {found}, or lacks entries; this version reads {FORMAT} "
+            f"and {SHRUNK_FORMAT}",
         )
     if record["mask_digest"] is not None and not (folder / MASK).is_file():
         raise _refused(folder, f"{MASK} is missing")
     return record
+
+
+def _check_plan(folder: Path, record: Mapping[str, Any]) -> None:
+    """The shrink plan is there if and only if the record says so, and is the one it says."""
+    claimed = record.get("shrink_digest")
+    if not (folder / SHRINK).is_file():
+        if claimed is not None:
+            raise _refused(folder, f"{SHRINK} is missing")
+        return
+    if claimed is None:
+        raise _refused(folder, f"{SHRINK} lies in it, while its record knows of none")
+    try:
+        plan = ShrinkPlan.from_json(read_json(folder / SHRINK))
+    except UserError as error:
+        raise _refused(folder, f"{SHRINK} is damaged: {error.why.removesuffix('.')}") from error
+    if plan.digest() != claimed:
+        raise _refused(folder, "The digest of its shrink plan differs from the record")
 
 
 def _write_masks(path: Path, masks: Masks) -> None:

@@ -89,12 +89,14 @@ class Optimizer(Frozen):
 
 class LrSchedule(Frozen):
     """The learning rate over training; `step` multiplies by `gamma` at the start of each epoch
-    listed in `milestones` (epochs counted from 0)."""
+    listed in `milestones` (epochs counted from 0); `cosine` and `linear` fall to the share `floor`
+    of the peak."""
 
-    name: Literal["constant", "cosine", "step"] = "cosine"
+    name: Literal["constant", "cosine", "linear", "step"] = "cosine"
     warmup_steps: int = Field(default=0, ge=0)
     milestones: tuple[int, ...] = ()
     gamma: float = Field(default=0.1, gt=0, le=1)
+    floor: Fraction = 0.0
 
 
 class Training(Frozen):
@@ -119,12 +121,27 @@ class Training(Frozen):
         return self
 
 
+class Distillation(Frozen):
+    """Learn from the model as it was loaded, dense and frozen, besides the labels (1503.02531).
+
+    The loss is (1 - hardness) × cross-entropy + hardness × T² × KL(teacher ‖ student), both
+    softened by the temperature T.
+    """
+
+    hardness: float = Field(default=0.5, gt=0, le=1)
+    temperature: float = Field(default=2.0, gt=0)
+
+
 class Recipe(Training):
     """How an upstream model is trained while it is pruned; shared by all compared methods.
 
     `keep_dense` names what no method may prune: `first_conv`, `head`, `depthwise`, or a regular
-    expression over parameter names.
+    expression over parameter names. With `lr_restarts: prune` the learning-rate schedule begins
+    anew, without warm-up, after every event that removes weights, and ends at the next (GMP*).
     """
+
+    distillation: Distillation | None = None
+    lr_restarts: Literal["never", "prune"] = "never"
 
     kind: Literal["prune"] = "prune"
     name: str = "custom"
@@ -222,7 +239,11 @@ class Upstream(Frozen):
 
 
 class Prune(Frozen):
-    """Methods × sparsities × seeds, and the same-recipe dense model once per seed."""
+    """Methods × sparsities × seeds, and the same-recipe dense model once per seed.
+
+    A sparsity is the share of prunable weights that are zero; for structured methods it is the
+    share of the dense model's MACs that are removed. Methods without a target run once per seed.
+    """
 
     dense: bool = True
     methods: tuple[MethodSpec, ...] = Field(min_length=1)
@@ -302,9 +323,12 @@ class Arm(Frozen):
             raise ValueError("the recipe trains, so `upstream.task` must name a task")
         if self.upstream.task is None and self.prune.recalibrate_bn:
             raise ValueError("`recalibrate_bn` needs images: name a task in `upstream.task`")
-        pruning = [method.name for method in self.prune.methods if method.name != "dense"]
-        if pruning and not self.prune.sparsities:
-            raise ValueError(f"`prune.sparsities` is empty, but {pruning[0]} needs one")
+        random = [m.title for m in self.upstream.models if m.weights == "random"]
+        if random and self.recipe.distillation:
+            raise ValueError(
+                f"`recipe.distillation` learns from the model as it is loaded, and {random[0]} has "
+                "random weights: start from trained ones, or leave distillation out"
+            )
         return self
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from sparse_transfer import config, data
 from sparse_transfer.errors import UserError
 from sparse_transfer.images import Augment, Images, Interpolation, Stats, batch, statistics
+from sparse_transfer.seeds import derive
 
 if TYPE_CHECKING:
     from sparse_transfer.models import LoadedModel
@@ -106,3 +107,12 @@ class AugmentedImages:
     def batch(self, indices: Tensor, epoch: int) -> Tensor:
         """(b, 3, S, S) float32, augmented and normalised."""
         return batch(self._images, indices.numpy(), train=True, seed=self._seed, epoch=epoch)
+
+    def examples(self, step: int, number: int, count: int) -> tuple[Tensor, Tensor]:
+        """`count` random images and their labels (all, if there are fewer), augmented.
+
+        A function of the seed and the arguments: what methods look at beside the training.
+        """
+        generator = torch.Generator().manual_seed(derive(self._seed, "examples", step, number))
+        indices = torch.randperm(len(self), generator=generator)[:count]
+        return self.batch(indices, step), self.labels[indices]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from sparse_transfer import config, signals
 from sparse_transfer.devices import all_agree, autocast
+from sparse_transfer.distillation import Distillation
 from sparse_transfer.errors import StopRequested, TrainingDiverged, UserError
 from sparse_transfer.pruning.masks import Masks
 from sparse_transfer.resume import ResumeFile, Stateful
@@ -51,6 +52,9 @@ class MaskKeeper(Protocol):
     """What the loop asks of a pruner or of a fixed mask (`pruning/driver.py`)."""
 
     masks: Masks | None
+    rewinds: dict[int, int]  # step → where the learning-rate schedule goes on from after it
+    prunes: tuple[int, ...]  # steps after which fewer weights are left
+    reshaped: bool  # parameters were replaced by smaller ones; the loop sets it back
 
     def bind(self, optimizer: torch.optim.Optimizer) -> None: ...
     def parameter_groups(self) -> list[dict]: ...
@@ -124,19 +128,36 @@ def total_steps(n: int, training: config.Training, smallest: int = 2) -> int:
 def learning_rate(step: int, total: int, per_epoch: int, training: config.Training) -> float:
     """The learning rate of optimizer step `step` (1 … total).
 
-    Linear warm-up to the peak over `warmup_steps`, then constant, cosine to 0, or steps by `gamma`
-    at the start of each epoch in `milestones`.
+    Linear warm-up to the peak over `warmup_steps`, then constant, along half a cosine or a line to
+    `floor`, or in steps by `gamma` at the start of each epoch in `milestones`.
     """
     peak, schedule = training.optimizer.lr, training.schedule
     if step <= schedule.warmup_steps:
         return peak * step / schedule.warmup_steps
+    done = (step - 1 - schedule.warmup_steps) / max(1, total - schedule.warmup_steps)
     if schedule.name == "cosine":
-        done = (step - 1 - schedule.warmup_steps) / max(1, total - schedule.warmup_steps)
-        return peak * 0.5 * (1 + math.cos(math.pi * done))
+        above = 0.5 * (1 + math.cos(math.pi * done))
+        return peak * (schedule.floor + (1 - schedule.floor) * above)
+    if schedule.name == "linear":
+        return peak * (schedule.floor + (1 - schedule.floor) * (1 - done))
     if schedule.name == "step":
         epoch = (step - 1) // per_epoch
         return peak * schedule.gamma ** sum(epoch >= milestone for milestone in schedule.milestones)
     return peak
+
+
+def schedule_position(step: int, total: int, restarts: Mapping[int, int]) -> tuple[int, int]:
+    """Where a schedule that starts again stands: (its own step, its own length).
+
+    Args:
+        step: optimizer step, 1 … total.
+        restarts: step → position that the schedule goes on from after it. Each part ends where
+            the next begins, so its length is that position plus the steps between.
+    """
+    begun = max((at for at in restarts if at < step), default=0)
+    position = restarts.get(begun, 0)
+    end = min((at for at in restarts if at >= step), default=total)
+    return position + step - begun, position + end - begun
 
 
 def check_schedule(training: config.Training, total: int) -> None:
@@ -151,6 +172,20 @@ def check_schedule(training: config.Training, total: int) -> None:
             f"A warm-up of {warmup} steps does not fit a training of {total} steps.",
             "The learning rate would never reach its peak.",
             "Lower schedule.warmup_steps, or train longer.",
+        )
+
+
+def check_average(training: config.Training, rewinds: Mapping[int, int]) -> None:
+    """Refuse to average weights over a rewinding.
+
+    Raises:
+        UserError: the training keeps an average and the method rewinds.
+    """
+    if training.ema and rewinds:
+        raise UserError(
+            "A method that rewinds cannot be trained with `ema`.",
+            "The average would mix the weights of several trainings.",
+            "Set `ema: null` in the recipe, or choose a method that does not rewind, such as gmp.",
         )
 
 
@@ -202,6 +237,8 @@ def train(
     progress: Callable[[int, int], None] = lambda done, total: None,
     freeze_bn: bool = False,
     lr: float | None = None,
+    distillation: Distillation | None = None,
+    restart_on_prune: bool = False,
 ) -> Trained:
     """Train `model` in place; on return the keeper is finished and the model has plain weights.
 
@@ -216,6 +253,8 @@ def train(
         progress: called with (steps done, steps in all).
         freeze_bn: hold batch-norm statistics and affine parameters fixed.
         lr: replaces the optimizer's peak learning rate.
+        distillation: a teacher whose loss takes the place of the plain one.
+        restart_on_prune: the learning-rate schedule begins anew after each pruning event.
 
     Raises:
         TrainingDiverged: the loss stopped being finite.
@@ -234,6 +273,10 @@ def train(
     # Convolutions run up to twice as fast in this layout, on CPUs and GPUs alike.
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     check_schedule(training, total)
+    check_average(training, keeper.rewinds)
+    restarts = dict(keeper.rewinds)
+    if restart_on_prune:
+        restarts |= {at: training.schedule.warmup_steps for at in keeper.prunes if at < total}
     optimizer = build_optimizer(model, training.optimizer, keeper.parameter_groups())
     keeper.bind(optimizer)
     average = _Average(model, training.ema) if training.ema else None
@@ -244,6 +287,7 @@ def train(
     position = resume_file.load() if resume_file else None
     if position is None:
         keeper.start()
+        keeper.reshaped = False  # nothing is wrapped yet
     first_epoch = position.epoch if position else 0
     step = position.step if position else 0
     wrapped = model
@@ -266,7 +310,8 @@ def train(
             if step >= total:
                 break
             step += 1
-            rate = learning_rate(step, total, per_epoch, training)
+            position_now, length = schedule_position(step, total, restarts)
+            rate = learning_rate(position_now, length, per_epoch, training)
             for parameter_group in optimizer.param_groups:
                 parameter_group["lr"] = rate * parameter_group["lr_scale"]
             optimizer.zero_grad(set_to_none=True)
@@ -282,7 +327,11 @@ def train(
                 with _synchronised(wrapped, world > 1 and not last):
                     with autocast(training.precision):
                         logits = wrapped(images)
-                    loss = loss_function(logits.float(), labels) * (weight / examples)
+                    loss = loss_function(logits.float(), labels)
+                    if distillation is not None:
+                        with autocast(training.precision):
+                            loss = distillation.loss(images, logits, loss)
+                    loss = loss * (weight / examples)
                     running += loss.detach() * examples
                     penalty = keeper.penalty() if last else None
                     if penalty is not None:
@@ -295,6 +344,11 @@ def train(
             if not keeper.skips_optimizer(step):
                 optimizer.step()
             keeper.after_step(step)
+            if keeper.reshaped:
+                keeper.reshaped = False
+                if world > 1:  # the old wrapper reduces the gradients of the old parameters
+                    wrapped = accelerator.prepare(model)
+                    accelerator.free_memory()
             if average is not None:
                 average.update(model)
             if step % _FINITE_CHECK_EVERY == 0:

@@ -24,6 +24,7 @@ TRANSFORM = ("mean", "std", "input_size", "interpolation", "crop_pct", "crop_mod
 CONFIGURABLE = (*TRANSFORM, "num_classes")
 # where a pretrained_cfg says that weights are; a folder's weights are in the folder
 LOCATIONS = ("url", "file", "hf_hub_id", "hf_hub_filename", "source", "custom_load")
+SHRINK = "shrink.json"
 
 Weights = Literal["random", "hub", "file"]
 
@@ -37,6 +38,7 @@ class Source:
         kind: random weights; a tag's or a Hub repository's; or those in `file`.
         overrides: entries of pretrained_cfg that the user states.
         declared_sparse: `file` lies beside a mask.
+        shrink: the shrink plan of a folder whose network lost channels.
         classes_stated: by the user; otherwise a weight file speaks for itself.
     """
 
@@ -48,6 +50,7 @@ class Source:
     file: Path | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
     declared_sparse: bool = False
+    shrink: Path | None = None
     classes_stated: bool = False
 
 
@@ -129,6 +132,7 @@ def _in_folder(folder: Path) -> Source:
         "file",
         file=weights.in_folder(folder),
         declared_sparse=(folder / "mask.safetensors").is_file(),
+        shrink=folder / SHRINK if (folder / SHRINK).is_file() else None,
     )
 
 

@@ -21,7 +21,9 @@ from sparse_transfer import hub, small_models, weights
 from sparse_transfer.config import ModelSpec
 from sparse_transfer.errors import UserError, unknown_name
 from sparse_transfer.model_source import TRANSFORM, Source, resolve
+from sparse_transfer.pruning.structured.shrink import ShrinkPlan
 from sparse_transfer.seeds import derive
+from sparse_transfer.store import read_json
 from sparse_transfer.weights import content_hash
 
 __all__ = [
@@ -51,6 +53,7 @@ class LoadedModel:
             interpolation, crop_pct, crop_mode, num_classes) as in a timm config.json.
         opens_with: who can build the architecture.
         declared_sparse: the weights come from a checkpoint folder that holds a mask.
+        shrink: what the model lacks of the full-size network of its spec; None for nothing.
     """
 
     model: nn.Module
@@ -58,12 +61,16 @@ class LoadedModel:
     spec: dict[str, Any]
     opens_with: OpensWith
     declared_sparse: bool = False
+    shrink: ShrinkPlan | None = None
 
 
 def build(
     spec: ModelSpec, *, num_classes: int | None, image_size: int | None, seed: int
 ) -> LoadedModel:
     """Build a model and load its weights.
+
+    A checkpoint folder whose network lost channels gives the smaller network, also for
+    `weights: random`: then the full-size network's initial weights, cut like the trained ones.
 
     Args:
         spec: the model as an experiment names it.
@@ -81,6 +88,7 @@ def build(
         args = _sized(source, image_size)
         with seeded(derive(seed, "init")):
             model = create(source.architecture, source.config, args, num_classes=classes)
+        _shrink(model, source)
     else:
         model, args = _pretrained(source, image_size)
     if num_classes is not None and model_classes(model) != num_classes:
@@ -99,6 +107,7 @@ def skeleton(spec: ModelSpec, *, num_classes: int | None, image_size: int | None
     classes = num_classes or source.config["num_classes"]
     with torch.device("meta"):
         model = create(source.architecture, source.config, args, num_classes=classes)
+    _shrink(model, source)
     return _loaded(source, model, args, image_size)
 
 
@@ -238,6 +247,7 @@ def _pretrained(source: Source, image_size: int | None) -> tuple[nn.Module, dict
     config = source.config | _fitting_size(source)
     with seeded(0):  # every weight is overwritten
         model = create(source.architecture, config, args, num_classes=classes)
+    _shrink(model, source)
     load_strictly(model, state, source.file)
     wanted = _sized(source, image_size)
     if wanted.get("img_size") != args.get("img_size"):
@@ -306,9 +316,26 @@ def _loaded(
         own["license"] = config["license"]
     own["num_classes"] = model_classes(model)
     spec = {"architecture": source.architecture, "model_args": args, "pretrained_cfg": own}
-    return LoadedModel(
-        model, source.title, spec, opens_with(source.architecture), source.declared_sparse
-    )
+    plan = _plan(source)
+    opens = opens_with(source.architecture) if plan is None else "sparse_transfer"
+    return LoadedModel(model, source.title, spec, opens, source.declared_sparse, plan)
+
+
+def _plan(source: Source) -> ShrinkPlan | None:
+    """What the folder's checkpoint lacks of the full-size network."""
+    if source.shrink is None:
+        return None
+    try:
+        return ShrinkPlan.from_json(read_json(source.shrink))
+    except UserError as error:
+        raise UserError(f"{source.shrink} cannot be used.", error.why, error.hint) from error
+
+
+def _shrink(model: nn.Module, source: Source) -> None:
+    """Cut a full-size network to what the folder's checkpoint kept."""
+    plan = _plan(source)
+    if plan is not None:
+        plan.apply(model)
 
 
 def _classifiers(model: nn.Module) -> list[nn.Module]:

@@ -199,7 +199,37 @@ def options_of(method: config.MethodSpec) -> Any:
         ) from error
 
 
+def _has_target(method: config.MethodSpec) -> bool:
+    return plugins.load("pruner", method.name).has_target
+
+
+def _check_targets(arm: config.Arm) -> None:
+    """Refuse an arm whose methods do not mean one thing by a sparsity, or lack one.
+
+    Raises:
+        UserError: weights and channels in one arm, or a method with a target and no sparsity.
+    """
+    pruning = [method for method in arm.prune.methods if method.name != "dense"]
+    wanting = [method.title for method in pruning if _has_target(method)]
+    if wanting and not arm.prune.sparsities:
+        raise UserError(
+            f"`prune.sparsities` of arm {arm.name} is empty.",
+            f"{wanting[0]} needs a target.",
+            "List at least one, for example `sparsities: [0.9]`.",
+        )
+    plugins_ = {method.title: plugins.load("pruner", method.name) for method in pruning}
+    channels = [title for title, plugin in plugins_.items() if plugin.removes_channels]
+    if channels and len(channels) < len(pruning):
+        other = next(title for title in plugins_ if title not in channels)
+        raise UserError(
+            f"Arm {arm.name} compares {channels[0]} with {other} at one sparsity.",
+            f"For {channels[0]} a sparsity is the share of MACs removed, for {other} of weights.",
+            "Put them into two arms.",
+        )
+
+
 def _arm_runs(arm: config.Arm, hashes: dict[config.TaskRef, str]) -> Iterator[Run]:
+    _check_targets(arm)
     plain_dense = [m for m in arm.prune.methods if m.name == "dense" and m.model is None]
     has_dense = arm.prune.dense or plain_dense
     for model in arm.upstream.models:
@@ -211,7 +241,7 @@ def _arm_runs(arm: config.Arm, hashes: dict[config.TaskRef, str]) -> Iterator[Ru
         for method in arm.prune.methods:
             if method in plain_dense:
                 continue
-            sparsities = (0.0,) if method.name == "dense" else arm.prune.sparsities
+            sparsities = arm.prune.sparsities if _has_target(method) else (0.0,)
             checkpoints += [
                 _prune(arm, model, method, sparsity, seed, hashes)
                 for sparsity in sparsities

@@ -9,6 +9,7 @@ from sparse_transfer import config, data, loop, models, plan, plugins, weights
 from sparse_transfer.errors import UserError
 from sparse_transfer.pruning.driver import events_of
 from sparse_transfer.pruning.layers import prunable
+from sparse_transfer.pruning.structured.driver import check_structured
 
 Problem = tuple[str, UserError]
 
@@ -89,12 +90,25 @@ def _methods(
         plugin = plugins.load("pruner", method.name)
         for sparsity in arm.prune.sparsities if plugin.has_target and knows_steps else ():
             try:
-                events_of(
+                if plugin.removes_channels:
+                    check_structured(
+                        plugin(options),
+                        sparsity=sparsity,
+                        model=loaded.model,
+                        keep_dense=arm.recipe.keep_dense,
+                        image_size=arm.upstream.preprocess.image_size,
+                        total_steps=steps,
+                        has_images=arm.upstream.task is not None,
+                    )
+                    continue
+                events = events_of(
                     plugin(options),
                     sparsity=sparsity,
                     shapes={name: tuple(layer.shape) for name, layer in layers.items()},
                     total_steps=steps,
                     has_images=arm.upstream.task is not None,
                 )
+                rewinds = {t: e.rewinds_to for t, e in events.items() if e.rewinds_to is not None}
+                loop.check_average(arm.recipe, rewinds)
             except UserError as error:
                 yield f"{where} at {sparsity:g}", error

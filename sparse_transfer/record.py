@@ -7,12 +7,12 @@ their results, so a report needs neither the data nor the models.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparse_transfer import evaluation
+from sparse_transfer import evaluation, plugins
 from sparse_transfer.errors import UserError, unknown_name
 from sparse_transfer.predictions import Predictions
 from sparse_transfer.store import Store, read_json, write_json
@@ -92,6 +92,7 @@ def collect(store: Store, name: str | None) -> Results:
     versions: dict[str, str] = {}
     machine: dict[str, Any] = {}
     raw: dict[str, list[str]] = {}
+    learned: dict[tuple[str, ...], list[float]] = {}
     for arm_name, arm in record["arms"].items():
         macs: dict[str, tuple[float, float]] = {}
         for run in arm["runs"]:
@@ -123,6 +124,8 @@ def collect(store: Store, name: str | None) -> Results:
             }
             shared = {"stage": run["stage"], "run": run["id"], **subject, "recipe": arm["recipe"]}
             if run["stage"] == "prune":
+                if not run["sparsity"] and (found := result["measured_sparsity"]):
+                    learned.setdefault(_method(subject), []).append(found)
                 macs[run["id"]] = (result["macs"], result["macs_dense"])
                 layers += [{**subject, **layer} for layer in result["layers"]]
                 if line := result.get("raw"):
@@ -156,6 +159,8 @@ def collect(store: Store, name: str | None) -> Results:
             f"No run of it is finished in {store.root}.",
             f"`sparse-transfer run {record['experiment']}` does them.",
         )
+    for part in (rows, bench, layers, failures):
+        _name_learned_sparsities(part, learned)
     frame = pd.DataFrame(rows)
     statuses = {
         run["id"]: store.status(run["stage"], run["id"])
@@ -189,6 +194,19 @@ def collect(store: Store, name: str | None) -> Results:
         facts,
         lambda row: Predictions.load(store.root / row["predictions"]),
     )
+
+
+def _method(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return row["arm"], row["model"], row["method"]
+
+
+def _name_learned_sparsities(
+    rows: list[dict[str, Any]], learned: Mapping[tuple[str, ...], list[float]]
+) -> None:
+    """A method without a target stands in the tables at the mean of what its seeds learned."""
+    for row in rows:
+        if "method" in row and (found := learned.get(_method(row))):
+            row["sparsity"] = round(sum(found) / len(found), 3)
 
 
 def held_fixed(arm: Arm) -> list[str]:
@@ -243,9 +261,14 @@ def _upstream_held_fixed(arm: Arm) -> list[str]:
         ]
     else:
         lines = [f"Upstream: no training (recipe {recipe.name}); {task.name} at {pixels} px."]
+    meaning = (
+        "the share of the dense model's MACs that went with whole channels"
+        if any(plugins.load("pruner", m.name).removes_channels for m in prune.methods)
+        else "the share of zeros in the other convolution and linear weights"
+    )
     lines.append(
-        f"Kept dense for all methods: {', '.join(recipe.keep_dense) or 'nothing'}. Sparsity is the "
-        "share of zeros in the other convolution and linear weights."
+        f"Kept dense for all methods: {', '.join(recipe.keep_dense) or 'nothing'}. Sparsity is "
+        f"{meaning}."
     )
     if prune.recalibrate_bn:
         lines.append(

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sparse_transfer import config, experiment_file, store
+from sparse_transfer import config, experiment_file, plugins, store
 from sparse_transfer.errors import UserError
+
+DEFAULT_SPARSITY = 0.9
 
 
 def prune_experiment(
@@ -15,7 +17,7 @@ def prune_experiment(
     model: str,
     task: str,
     method: str,
-    sparsity: float,
+    sparsity: float | None,
     recipe: str,
     weights: str,
     kwargs: Sequence[str],
@@ -27,10 +29,23 @@ def prune_experiment(
     seed: int,
     overrides: Sequence[str],
 ) -> config.Experiment:
-    """The experiment that `prune` runs: one model, one method, one sparsity, and its dense row."""
+    """The experiment that `prune` runs: one model, one method, one sparsity, and its dense row.
+
+    Raises:
+        UserError: a sparsity for a method that has no target, among others.
+    """
+    if plugins.load("pruner", method).has_target:
+        sparsity = DEFAULT_SPARSITY if sparsity is None else sparsity
+    elif sparsity is not None:
+        raise UserError(
+            f"--sparsity {sparsity:g} has no effect on {method}.",
+            "It has no target: its options decide how sparse the model becomes.",
+            f"Leave --sparsity out; `sparse-transfer show {method}` lists the options.",
+        )
+    at = "" if sparsity is None else f" at {sparsity:.4g}"
     raw = {
-        "name": "prune-" + _slug(f"{model}-{method}-{sparsity:g}"),
-        "title": f"{model}, {method} at {sparsity:.4g}",
+        "name": "prune-" + _slug(f"{model}-{method}{at.replace(' at ', '-')}"),
+        "title": f"{model}, {method}{at}",
         "upstream": {
             "models": [
                 {
@@ -46,7 +61,7 @@ def prune_experiment(
         "recipe": recipe,
         "prune": {
             "methods": [{"name": method, "options": _pairs(options, "--option")}],
-            "sparsities": [sparsity],
+            "sparsities": [] if sparsity is None else [sparsity],
             "seeds": [seed],
             **({"recalibrate_bn": {"images": recalibrate_bn}} if recalibrate_bn else {}),
         },
@@ -75,12 +90,17 @@ def transfer_experiment(
     facts = checkpoint_facts(checkpoint)
     measured = facts["measured_sparsity"]
     base = dense or checkpoint
-    if dense is not None and (found := checkpoint_facts(dense)["measured_sparsity"]):
-        raise UserError(
-            f"--dense {dense} is not a dense model.",
-            f"Its mask leaves out {found:.4f} of its prunable weights.",
-            "Give the folder of the dense model, or leave --dense out.",
-        )
+    if dense is not None:
+        given = checkpoint_facts(dense)
+        if given["is_shrunk"] or given["measured_sparsity"]:
+            reason = (
+                f"Its mask leaves out {given['measured_sparsity']:.4f} of its prunable weights."
+            )
+            raise UserError(
+                f"--dense {dense} is not a dense model.",
+                "Channels were removed from it." if given["is_shrunk"] else reason,
+                "Give the folder of the dense model, or leave --dense out.",
+            )
     if not all(seed.strip().isdecimal() for seed in seeds.split(",")):
         raise UserError(f"--seeds {seeds} cannot be read.", hint="Write numbers: 0,1,2.")
     size = image_size or facts["image_size"]
@@ -101,12 +121,13 @@ def transfer_experiment(
             "dense": dense is not None,
             "methods": [
                 {
-                    "name": "given",
+                    # without the channels that were removed it is a smaller dense model
+                    "name": "dense" if facts["is_shrunk"] else "given",
                     "label": method,
                     "model": {"name": f"local-dir:{checkpoint}", "label": facts["model"]},
                 }
             ],
-            "sparsities": [measured],
+            "sparsities": [] if facts["is_shrunk"] else [measured],
         },
         "transfer": {
             "tasks": list(tasks),
@@ -124,7 +145,8 @@ def checkpoint_facts(folder: Path) -> dict[str, Any]:
     """What a checkpoint folder says of itself, read without torch.
 
     Returns:
-        model, method, measured_sparsity, image_size, crop, crop_pct, and the digest of its weights.
+        model, method, measured_sparsity, is_shrunk (channels were removed), image_size, crop,
+        crop_pct, and the digest of its weights.
 
     Raises:
         UserError: it is not a checkpoint of this program.
@@ -143,6 +165,7 @@ def checkpoint_facts(folder: Path) -> dict[str, Any]:
             "model": record["facts"].get("model") or record["title"],
             "method": record["facts"].get("method") or "given",
             "measured_sparsity": round(record["sparsity"]["prunable"] or 0.0, 6),
+            "is_shrunk": (folder / "shrink.json").is_file(),
             "image_size": transform["input_size"][-1],
             "crop": "none" if transform.get("crop_mode") == "squash" else "center",
             "crop_pct": transform.get("crop_pct") or 1.0,

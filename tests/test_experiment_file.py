@@ -160,11 +160,14 @@ def test_defaults_are_pinned():
             "name": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4,
             "decay_norm_and_bias": False,
         },
-        "schedule": {"name": "cosine", "warmup_steps": 0, "milestones": (), "gamma": 0.1},
+        "schedule": {
+            "name": "cosine", "warmup_steps": 0, "milestones": (), "gamma": 0.1, "floor": 0.0,
+        },
     }  # fmt: skip
     described = {"name": "custom", "version": 1, "source": "", "deviations": ""}
     assert config.Recipe(steps=1).model_dump() == {
         **training, **described, "kind": "prune", "keep_dense": ("first_conv", "head", "depthwise"),
+        "distillation": None, "lr_restarts": "never",
     }  # fmt: skip
     assert config.FullProfile(steps=1).model_dump() == {
         **training, **described, "kind": "full", "lr_grid": (), "card_lr": False,

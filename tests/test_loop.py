@@ -12,7 +12,7 @@ from torch import nn
 
 from sparse_transfer import config, loop, signals
 from sparse_transfer.devices import accelerator
-from sparse_transfer.errors import StopRequested, TrainingDiverged
+from sparse_transfer.errors import StopRequested, TrainingDiverged, UserError
 from sparse_transfer.pruning.driver import FixedMask, Pruner
 from sparse_transfer.pruning.masks import Masks
 from sparse_transfer.pruning.methods import gmp
@@ -264,3 +264,55 @@ def test_a_diverging_training_says_so():
 def test_the_loss_falls_on_a_learnable_set():
     losses = train(net(), settings(steps=60, optimizer={"lr": 0.05})).losses
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_line_and_a_floor_by_hand():
+    line = settings(
+        steps=11, optimizer={"lr": 1.0},
+        schedule={"name": "linear", "warmup_steps": 1, "floor": 0.1},
+    )  # fmt: skip
+    rate = [loop.learning_rate(step, 11, 5, line) for step in range(1, 12)]
+    assert rate == pytest.approx([1.0, *(1 - 0.09 * i for i in range(10))])
+    curve = settings(steps=10, optimizer={"lr": 1.0}, schedule={"name": "cosine", "floor": 0.2})
+    rate = [loop.learning_rate(step, 10, 5, curve) for step in range(1, 11)]
+    assert rate[0] == 1.0 and rate[5] == pytest.approx(0.6) and rate[-1] > 0.2
+
+
+@given(st.integers(1, 60), st.dictionaries(st.integers(1, 60), st.integers(0, 9), max_size=5))
+def test_a_schedule_without_restarts_is_itself_and_each_part_ends_at_the_next(total, restarts):
+    restarts = {at: to for at, to in restarts.items() if at < total}
+    positions = [loop.schedule_position(step, total, restarts) for step in range(1, total + 1)]
+    assert all(1 <= position <= length for position, length in positions)
+    for step, (position, length) in enumerate(positions, start=1):
+        is_last = step == total or step in restarts
+        assert (position == length) == is_last
+        assert position == (restarts.get(step - 1, 0) + 1 if step - 1 in {0, *restarts}
+                            else positions[step - 2][0] + 1)  # fmt: skip
+
+
+def test_the_learning_rate_begins_anew_after_each_pruning_without_a_second_warm_up():
+    recipe = settings(
+        optimizer={"lr": 1.0, "momentum": 0.0, "nesterov": False},
+        schedule={"name": "linear", "warmup_steps": 2},
+    )
+    model = net()
+    keeper = pruner(model, 0.5, 12, start=0.25, end=0.75, updates=2)
+    assert keeper.prunes == (6, 9)
+    seen: list[float] = []
+    after_step = keeper.after_step
+
+    def look(step: int) -> None:
+        seen.append(keeper._optimizer.param_groups[0]["lr"])  # type: ignore[union-attr]
+        after_step(step)
+
+    keeper.after_step = look  # type: ignore[method-assign]
+    train(model, recipe, keeper, restart_on_prune=True)
+    third = [1, 2 / 3, 1 / 3]
+    assert seen == pytest.approx([0.5, 1, 1, 0.75, 0.5, 0.25, *third, *third])
+
+
+def test_an_average_over_a_rewinding_is_refused():
+    keeper = pruner(net(), 0.5, 12)
+    keeper.rewinds = {6: 0}
+    with pytest.raises(UserError, match="rewinds cannot be trained with `ema`"):
+        train(net(), settings(ema=0.9), keeper)

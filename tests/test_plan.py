@@ -117,6 +117,7 @@ OTHER: dict[str, dict[str, Any]] = {
         "version": 2, "steps": 13, "batch_size": 64, "label_smoothing": 0.1, "clip_norm": 1.0,
         "accumulation": 2, "ema": 0.9, "precision": "bf16", "augment": "flip",
         "keep_dense": ["head"], "optimizer": {"lr": 0.2}, "schedule": {"warmup_steps": 1},
+        "distillation": {"hardness": 0.3}, "lr_restarts": "prune",
     },
     "FullProfile": {
         "version": 2, "steps": 13, "batch_size": 64, "label_smoothing": 0.1, "clip_norm": 1.0,
@@ -137,7 +138,9 @@ OTHER: dict[str, dict[str, Any]] = {
         "name": "adam", "lr": 0.2, "momentum": 0.8, "nesterov": False, "weight_decay": 0.0,
         "decay_norm_and_bias": True,
     },
-    "LrSchedule": {"name": "step", "warmup_steps": 1, "milestones": [1], "gamma": 0.5},
+    "LrSchedule": {
+        "name": "step", "warmup_steps": 1, "milestones": [1], "gamma": 0.5, "floor": 0.1,
+    },
     "ModelSpec": {
         "name": "resnet18_cifar", "weights": "pretrained", "kwargs": {"channels": [4, 8, 8]},
         "pretrained_cfg": {"mean": [0.4, 0.5, 0.5]},
@@ -204,6 +207,8 @@ def changed(study: dict[str, Any], place: str, **fields: Any) -> dict[str, Any]:
 )
 def test_every_field_that_defines_a_number_changes_the_hash(place, cls, field, stages):
     before = base(place)
+    if field == "distillation":  # random weights have nothing to teach
+        before["upstream"]["models"] = [{"name": "resnet18"}]
     after = changed(before, place, **{field: OTHER[cls.__name__][field]})
     old, new = ids(made(before)), ids(made(after))
     touched = {stage for stage in plan.STAGES if old[stage] != new[stage]}
@@ -404,3 +409,24 @@ def test_no_numbers_are_left_to_a_run_of_another_arm():
     of = made(arms({}, {"recipe": {"steps": 13}}))
     first, second = ({run.id for run in runs} for runs in of.arms.values())
     assert not first & second
+
+
+def test_random_weights_have_nothing_to_teach():
+    with pytest.raises(UserError, match="(?s)distillation.*random weights"):
+        made(recipe={"steps": 3, "distillation": {}})
+
+
+def test_a_method_without_a_target_runs_once_per_seed():
+    runs = made(prune__methods=["str", "gmp"], prune__sparsities=[0.5, 0.9]).runs
+    pruned = [run.subject for run in runs if run.stage == "prune"]
+    assert [(s.method, s.sparsity) for s in pruned] == [
+        ("dense", 0.0), ("str", 0.0), ("gmp", 0.5), ("gmp", 0.9),
+    ]  # fmt: skip
+    assert made(prune__methods=["str"], prune__sparsities=[]).runs
+    with pytest.raises(UserError, match="gmp needs a target"):
+        made(prune__methods=["str", "gmp"], prune__sparsities=[])
+
+
+def test_weights_and_channels_are_not_compared_at_one_sparsity():
+    with pytest.raises(UserError, match="(?s)compares progressive with gmp.*two arms"):
+        made(prune__methods=["gmp", "progressive"])

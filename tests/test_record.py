@@ -47,6 +47,7 @@ def finish(store: Store, run: plan.Run, number: int) -> None:
     if run.stage == "prune":
         sparse, dense = MACS[run.subject.method]
         result = {"rows": [row(out, "upstream", number)], "macs": sparse, "macs_dense": dense}
+        result["measured_sparsity"] = run.subject.sparsity
         result |= {"layers": [{"layer": "conv1.weight", "weights": 4, "kept": 2}], "raw": "0.1000"}
     elif run.stage in ("linear", "full"):
         result = {"rows": [row(out, run.stage, number)], "skipped": {"digits": {"test: cut": 2}}}

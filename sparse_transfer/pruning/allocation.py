@@ -2,22 +2,96 @@
 
 `global` leaves the counts to the scores; `uniform` gives every layer the same density; `erk`
 (Erdős–Rényi kernel) gives a layer a density proportional to (sum of its dimensions) / (product of
-its dimensions), so that small and narrow layers stay denser.
+its dimensions), so that small and narrow layers stay denser; `lamp` leaves the counts to scores
+that are comparable across layers (`criteria.lamp`). An N:M pattern such as "2:4" keeps exactly N of
+every M consecutive input channels of an output channel at a kernel position.
 
-Source: Evci et al. 2020, arXiv 1911.11134 (ERK). Deviation: layers that would exceed density 1
-are capped and the rest solved again, which meets the total exactly, and every layer keeps at
-least one weight.
+Source: Evci et al. 2020, arXiv 1911.11134 (ERK); Lee et al. 2021, arXiv 2010.07611 (LAMP); Zhou et
+al. 2021, arXiv 2102.04010 (N:M). Deviation: layers that would exceed density 1 are capped and the
+rest solved again, which meets the total exactly, and every layer keeps at least one weight.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BeforeValidator
 
 from sparse_transfer.errors import UserError
 
-Allocation = Literal["global", "uniform", "erk"]
+if TYPE_CHECKING:
+    from sparse_transfer.pruning.method import Target
+
+RULES = ("global", "uniform", "erk", "lamp")
+
+
+def pattern_of(allocation: str) -> tuple[int, int] | None:
+    """(N, M) of an N:M pattern with 1 <= N <= M; None for anything else."""
+    found = re.fullmatch(r"([1-9]\d{0,2}):([1-9]\d{0,2})", allocation)
+    if found is None or int(found[1]) > int(found[2]):
+        return None
+    return int(found[1]), int(found[2])
+
+
+def _an_allocation(value: Any) -> str:
+    if value in RULES:
+        return value
+    try:
+        return _a_pattern(value)
+    except ValueError as error:
+        raise ValueError(f"an allocation is one of {', '.join(RULES)}, or {error}") from None
+
+
+def _a_pattern(value: Any) -> str:
+    if isinstance(value, str) and pattern_of(value) is not None:
+        return value
+    # YAML 1.1 reads a bare 2:4 as minutes and seconds, the number 124.
+    raise ValueError('a pattern N:M with N <= M in quotation marks, as in "2:4"')
+
+
+Allocation = Annotated[str, BeforeValidator(_an_allocation)]
+Pattern = Annotated[str, BeforeValidator(_a_pattern)]
+
+
+def check_allocation(allocation: Allocation, target: Target) -> None:
+    """Refuse an N:M pattern that does not fit; every other rule fits. For `schedule()`.
+
+    Raises:
+        UserError: the input channels of a layer cannot be cut into groups of M, the sparsity is not
+            1 - N/M, or the model is already sparse, so that a group may have fewer than N left.
+    """
+    pattern = pattern_of(allocation)
+    if pattern is None:
+        return
+    n, m = pattern
+    uneven = {name: shape[1] for name, shape in target.shapes.items() if shape[1] % m}
+    if uneven:
+        names = list(uneven)
+        shown = ", ".join(f"{name} ({uneven[name]})" for name in names[:5])
+        entries = ", ".join(f"'^{re.escape(name)}$'" for name in names)
+        raise UserError(
+            f"{allocation} sparsity needs input channels that come in groups of {m}.",
+            f"{len(names)} of {len(target.shapes)} layers have another number: {shown}"
+            + (f" and {len(names) - 5} more." if len(names) > 5 else "."),
+            f"Keep them dense by adding to `keep_dense`: {entries}.",
+        )
+    if keep_count(target.weights, target.sparsity) * m != target.weights * n:
+        nearest = min(max(round(m * (1 - target.sparsity)), 1), m)
+        raise UserError(
+            f"{allocation} sparsity is {1 - n / m:g}, but {target.sparsity:g} is asked for.",
+            f"It keeps exactly {n} of every {m} weights.",
+            f"Ask for {1 - n / m:g}, or for another pattern: {nearest}:{m} is {1 - nearest / m:g}.",
+        )
+    if target.active < target.weights:
+        raise UserError(
+            f"{allocation} sparsity has to start from a dense model.",
+            f"This one is {target.sparsity_now:.4f} sparse, and a group may have fewer than {n} "
+            "weights left.",
+            "Start from its dense checkpoint, or use `given` where the pattern is there already.",
+        )
 
 
 def keep_count(weights: int, sparsity: float) -> int:
@@ -42,7 +116,7 @@ def check_keep(weights: int, layers: int, sparsity: float) -> None:
 
 
 def keep_counts(
-    allocation: Literal["uniform", "erk"],
+    allocation: str,
     shapes: Mapping[str, Sequence[int]],
     keep: int,
     active: Mapping[str, int],
@@ -50,10 +124,12 @@ def keep_counts(
     """Kept weights by layer, at least 1 and at most `active` each, summing to `keep`.
 
     Args:
+        allocation: uniform or erk, the rules that fix counts.
         shapes: weight shapes, (out, in, *kernel).
         keep: total to keep; between the number of layers and the sum of `active`.
         active: weights that are still there; a monotone method cannot keep more.
     """
+    assert allocation in ("uniform", "erk"), allocation
     # ERK: density * size = eps * sum(dims) / prod(dims) * prod(dims)
     weights = [float(math.prod(s) if allocation == "uniform" else sum(s)) for s in shapes.values()]
     counts = apportion(weights, keep, [active[name] for name in shapes])

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparse_transfer.pruning.allocation import Allocation, keep_count, keep_counts
+from sparse_transfer.pruning.allocation import Allocation, keep_count, keep_counts, pattern_of
 from sparse_transfer.pruning.masks import Masks, diverged
 
 Scores = Mapping[str, Tensor]
@@ -55,18 +55,61 @@ def random(layers: Mapping[str, Tensor], generator: torch.Generator) -> Scores:
     }
 
 
+def lamp(scores: Scores, masks: Masks) -> Scores:
+    """Scores that are comparable across layers, float32: LAMP.
+
+    The square of a weight's score, as a share of the sum of the squares in its layer that rank no
+    lower. Scaling a layer changes nothing, the order inside it stays, and the best of a layer has
+    exactly 1, so that one ranking over all layers empties none. Pruned weights score 0 and are in
+    no sum; of equal scores the first ranks higher.
+
+    Source: Lee et al. 2021, arXiv 2010.07611. Summed in float64.
+    """
+    shares = {}
+    for name, score in scores.items():
+        squares = score.masked_fill(~masks[name], 0.0).double().square().reshape(-1)
+        ranked, order = squares.sort(descending=True, stable=True)
+        share = ranked / ranked.cumsum(0).clamp_min(torch.finfo(torch.float64).tiny)
+        shares[name] = (
+            torch.empty_like(share).scatter_(0, order, share).float().reshape(score.shape)
+        )
+    return shares
+
+
+def strongest(scores: Tensor, pattern: tuple[int, int]) -> Tensor:
+    """The N best of every M consecutive input channels, as a bool tensor; of equal ones the first.
+
+    Args:
+        scores: (out, in, *kernel), `in` a multiple of M.
+        pattern: (N, M).
+    """
+    n, m = pattern
+    by_position = scores.movedim(1, -1)  # hardware multiplies along the input channels
+    groups = by_position.reshape(-1, m)
+    best = groups.sort(dim=1, descending=True, stable=True).indices[:, :n]
+    kept = torch.zeros_like(groups, dtype=torch.bool).scatter_(1, best, True)
+    return kept.reshape(by_position.shape).movedim(-1, 1)
+
+
 def remove(masks: Masks, stages: Sequence[Stage], sparsity: float, allocation: Allocation) -> Masks:
     """New masks of exactly the given sparsity, a part of the old ones.
 
     Guarantees the integer count `keep_count(total, sparsity)` in total (and by layer where the
     allocation fixes it), at least one weight in each layer, and ties broken by index: of equal
     scores the one that comes first is kept. Masks that are already as sparse come back as is.
+    Under an N:M pattern the N best of each group (by the last stage) stay, and the rest go in one
+    ranking over all layers: at sparsity 1 - N/M exactly N are left, before that N or more.
     """
     keep = keep_count(masks.total, sparsity)
     active = masks.counts()
     if keep >= sum(active.values()):
         return masks
-    if allocation == "global":
+    pattern = pattern_of(allocation)
+    if pattern is not None:
+        return Masks(_remove_outside(masks, stages, keep, pattern))
+    if allocation == "lamp":
+        stages = [Stage(lamp(stage.scores, masks), stage.pool) for stage in stages]
+    if allocation in ("global", "lamp"):
         return Masks(_remove_from(masks, list(masks), stages, keep))
     shapes = {name: tuple(mask.shape) for name, mask in masks.items()}
     counts = keep_counts(allocation, shapes, keep, active)
@@ -122,7 +165,7 @@ def _remove_from(
 ) -> dict[str, Tensor]:
     """Select over all weights of `names` together, leaving `keep` of them."""
     sizes = [masks[name].numel() for name in names]
-    active = torch.cat([masks[name].reshape(-1) for name in names])
+    active = _joined(masks, names)
     left = active & ~_dropped(active, active, names, stages, keep)
     if not all(bool(part.any()) for part in left.split(sizes)):
         # A layer would be empty: the best weight of each layer is out of the question.
@@ -133,8 +176,19 @@ def _remove_from(
             open_to_choice[offset + int(part.argmax())] = False
             offset += part.numel()
         left = active & ~_dropped(active, open_to_choice, names, stages, keep)
-    parts = zip(names, left.split(sizes), strict=True)
-    return {name: part.reshape(masks[name].shape) for name, part in parts}
+    return _by_layer(left, masks, names)
+
+
+def _remove_outside(
+    masks: Masks, stages: Sequence[Stage], keep: int, pattern: tuple[int, int]
+) -> dict[str, Tensor]:
+    """Select over all weights that are not among the N best of their group."""
+    names = list(masks)
+    scores = stages[-1].scores
+    held = {n: strongest(scores[n].masked_fill(~masks[n], -torch.inf), pattern) for n in names}
+    active = _joined(masks, names)
+    left = active & ~_dropped(active, active & ~_joined(held, names), names, stages, keep)
+    return _by_layer(left, masks, names)
 
 
 def _dropped(
@@ -151,6 +205,12 @@ def _dropped(
     return candidates
 
 
-def _joined(scores: Scores, names: Sequence[str]) -> Tensor:
-    """A new flat tensor of the scores of these layers."""
-    return torch.cat([scores[name].reshape(-1) for name in names])
+def _joined(tensors: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
+    """A new flat tensor of the values of these layers."""
+    return torch.cat([tensors[name].reshape(-1) for name in names])
+
+
+def _by_layer(joined: Tensor, masks: Masks, names: Sequence[str]) -> dict[str, Tensor]:
+    """The inverse of `_joined`."""
+    parts = joined.split([masks[name].numel() for name in names])
+    return {name: part.reshape(masks[name].shape) for name, part in zip(names, parts, strict=True)}

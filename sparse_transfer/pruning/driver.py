@@ -258,6 +258,7 @@ class Pruner:
                 if step <= self._step
             ],
             "digest": self.masks.digest() if self.masks is not None else None,
+            **self._method.facts(self._memory, self._weights),
         }
 
     def _run_event(self, step: int) -> None:
@@ -323,8 +324,7 @@ class Pruner:
         if masks is None or masks.kept() == masks.total:
             self.masks = None
         else:
-            module, tensor = self._place(next(iter(masks)))
-            self.masks = masks.to(getattr(module, tensor).device)
+            self.masks = masks.laid_out(self._layers())
 
     def _layers(self) -> dict[str, Tensor]:
         """The prunable weights as the network uses them: parameters, or what was made of them."""
@@ -437,7 +437,8 @@ class FixedMask:
     def _bring(self) -> None:
         """Have the masks where the weights are."""
         if self.masks is not None:
-            self.masks = self.masks.to(self._model.get_parameter(next(iter(self.masks))).device)
+            weights = {name: self._model.get_parameter(name) for name in self.masks}
+            self.masks = self.masks.laid_out(weights)
 
 
 def _make_plain(module: nn.Module, tensor: str) -> None:

@@ -17,13 +17,15 @@ from torch import Tensor, nn
 
 from sparse_transfer.errors import UserError
 
+CHUNK = 2**17  # weights multiplied together, so that their pieces stay in the cache
+
 
 @final
 class Masks(Mapping[str, Tensor]):
     """An ordered mapping from parameter name to a bool tensor of that parameter's shape.
 
-    Immutable: an update makes new `Masks`. The multipliers that enforcement uses (the mask in the
-    weight's own dtype, several times faster to multiply by than bool) are made once and kept.
+    Immutable: an update makes new `Masks`. A mask costs one byte per weight; where its memory
+    layout is not the weight's, a copy in that layout is made once and kept (`laid_out` avoids it).
 
     Raises:
         ValueError: a tensor is not bool, or there is none.
@@ -37,7 +39,7 @@ class Masks(Mapping[str, Tensor]):
             )
         self._kept = dict(kept)
         self._counts: dict[str, int] | None = None
-        self._factors: dict[tuple[str, torch.dtype, tuple[int, ...]], Tensor] = {}
+        self._copies: dict[tuple[str, tuple[int, ...]], Tensor] = {}
 
     @staticmethod
     def ones(layers: Mapping[str, Tensor]) -> Masks:
@@ -103,15 +105,37 @@ class Masks(Mapping[str, Tensor]):
             return self
         return Masks({name: mask.to(device) for name, mask in self._kept.items()})
 
-    def factor(self, name: str, like: Tensor) -> Tensor:
-        """The mask of `name` as ones and zeros, made once per dtype and memory layout.
+    def laid_out(self, tensors: Mapping[str, Tensor]) -> Masks:
+        """The same masks on the device and in the memory layout of the named tensors."""
+        like = {name: _like(mask, tensors[name]) for name, mask in self._kept.items()}
+        return self if all(like[n] is mask for n, mask in self._kept.items()) else Masks(like)
 
-        A product of tensors of unequal layout is several times slower, hence the layout.
+    def factor(self, name: str, like: Tensor) -> Tensor:
+        """The mask of `name` as ones and zeros in the dtype and layout of `like`, a new tensor."""
+        return torch.empty_like(like).copy_(self._kept[name])
+
+    @torch.no_grad()
+    def zero(self, name: str, tensor: Tensor) -> None:
+        """Multiply a tensor by the mask of `name`, in place.
+
+        On a CPU piece by piece through a small buffer: torch multiplies float by bool several
+        times slower than it turns a cached piece into float and multiplies by that.
         """
-        key = (name, like.dtype, like.stride())
-        if key not in self._factors:
-            self._factors[key] = torch.empty_like(like).copy_(self._kept[name])
-        return self._factors[key]
+        key = (name, tensor.stride())
+        mask = self._copies.get(key)
+        if mask is None:
+            mask = _like(self._kept[name], tensor)
+            if mask is not self._kept[name]:
+                self._copies[key] = mask
+        whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+        if tensor.device.type != "cpu" or not whole or not tensor.is_floating_point():
+            tensor.mul_(mask)
+            return
+        flat = tensor.as_strided((tensor.numel(),), (1,))
+        bits = mask.as_strided((mask.numel(),), (1,)).view(torch.uint8)
+        buffer = torch.empty(min(CHUNK, flat.numel()), dtype=tensor.dtype)
+        for part, kept in zip(flat.split(CHUNK), bits.split(CHUNK), strict=True):
+            part.mul_(buffer[: len(kept)].copy_(kept))
 
     @torch.no_grad()
     def apply(self, named_parameters: Iterable[tuple[str, Tensor]]) -> None:
@@ -121,7 +145,7 @@ class Masks(Mapping[str, Tensor]):
         """
         for name, weight in named_parameters:
             if name in self._kept:
-                weight.mul_(self.factor(name, weight))
+                self.zero(name, weight)
 
     def pack(self) -> dict[str, Tensor]:
         """Eight weights to a byte: name → uint8 (ceil(n / 8),) on the CPU, without shapes."""
@@ -145,16 +169,12 @@ def enforce(masks: Masks, model: nn.Module, optimizer: torch.optim.Optimizer | N
     no optimizer is special. Without this momentum moves a pruned weight off zero at the next
     step, and comes back stale when the weight is regrown.
     """
-    tensors: list[Tensor] = []
-    factors: list[Tensor] = []
     for name in masks:
         weight = model.get_parameter(name)
         state = optimizer.state.get(weight, {}) if optimizer is not None else {}
         per_weight = [s for s in state.values() if torch.is_tensor(s) and s.shape == weight.shape]
         for tensor in (weight, *per_weight):
-            tensors.append(tensor)
-            factors.append(masks.factor(name, tensor))
-    torch._foreach_mul_(tensors, factors)  # pyright: ignore[reportPrivateImportUsage] (public)
+            masks.zero(name, tensor)
 
 
 def keeps_zeros(optimizer: torch.optim.Optimizer | None) -> bool:
@@ -174,12 +194,10 @@ def keeps_zeros(optimizer: torch.optim.Optimizer | None) -> bool:
 @torch.no_grad()
 def mask_gradients(masks: Masks, model: nn.Module) -> None:
     """Zero the gradients of pruned weights, so that clipping and gradient norms see kept ones."""
-    gradients = {name: model.get_parameter(name).grad for name in masks}
-    present = {name: gradient for name, gradient in gradients.items() if gradient is not None}
-    if present:
-        factors = [masks.factor(name, gradient) for name, gradient in present.items()]
-        tensors = list(present.values())
-        torch._foreach_mul_(tensors, factors)  # pyright: ignore[reportPrivateImportUsage] (public)
+    for name in masks:
+        gradient = model.get_parameter(name).grad
+        if gradient is not None:
+            masks.zero(name, gradient)
 
 
 @torch.no_grad()
@@ -207,6 +225,13 @@ def diverged(name: str) -> UserError:
         "A mask cannot be chosen or kept on NaN or infinite weights or gradients.",
         "Lower the learning rate, lengthen its warm-up, or set `clip_norm`.",
     )
+
+
+def _like(mask: Tensor, tensor: Tensor) -> Tensor:
+    """The mask in the layout and on the device of a tensor; itself where it is so already."""
+    if mask.device == tensor.device and mask.stride() == tensor.stride():
+        return mask
+    return torch.empty_like(tensor, dtype=torch.bool).copy_(mask)
 
 
 def _bits(mask: Tensor) -> np.ndarray:

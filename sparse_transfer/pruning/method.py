@@ -140,6 +140,7 @@ class AbstractMethod(ABC, Generic[O_co]):
         learns_mask: the mask is `final_masks` of the trained weights, not the last event's.
         needs_images: it looks at training images beside those of the steps.
         shrinks: `shrink` is to be called after every optimizer step.
+        removes_channels: False here; structured methods have another base.
         Options: the frozen model of the options.
     """
 
@@ -149,6 +150,7 @@ class AbstractMethod(ABC, Generic[O_co]):
     learns_mask: ClassVar[bool] = False
     needs_images: ClassVar[bool] = False
     shrinks: ClassVar[bool] = False
+    removes_channels: ClassVar[bool] = False
     Options: ClassVar[type[Frozen]]
 
     def __init__(self, options: O_co) -> None:
@@ -178,6 +180,10 @@ class AbstractMethod(ABC, Generic[O_co]):
 
     def shrink(self, weights: Mapping[str, Tensor], rate: float) -> None:
         """Change the weights in place after an optimizer step of learning rate `rate`."""
+
+    def facts(self, memory: Mapping[str, Tensor], weights: int) -> dict[str, float]:
+        """Numbers for the summary, from what the run remembers of its `weights` weights."""
+        return {}
 
     def final_masks(self, weights: Mapping[str, Tensor]) -> Masks:
         """The mask that a method which learns it, or a relaxed one, leaves: what is not zero."""

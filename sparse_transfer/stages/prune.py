@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparse_transfer import (
     batchnorm,
@@ -26,11 +26,16 @@ from sparse_transfer import (
     plan,
     plugins,
 )
+from sparse_transfer.distillation import Distillation
 from sparse_transfer.errors import UserError
 from sparse_transfer.images import Images
 from sparse_transfer.pruning.driver import Pruner
 from sparse_transfer.pruning.layers import prunable
 from sparse_transfer.pruning.masks import Masks
+from sparse_transfer.pruning.method import AbstractMethod
+from sparse_transfer.pruning.structured.driver import StructuredPruner
+from sparse_transfer.pruning.structured.method import AbstractStructuredMethod
+from sparse_transfer.pruning.structured.shrink import ShrinkPlan
 from sparse_transfer.seeds import derive
 from sparse_transfer.stages.context import Context
 from sparse_transfer.weights import LOCAL_DIR
@@ -82,14 +87,16 @@ def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context)
         "summary": pruned.summary,
     }
     if context.accelerator.is_main_process:
-        checkpoint.save(out / "checkpoint", loaded, model, pruned.masks, record)
+        checkpoint.save(
+            out / "checkpoint", loaded, model, pruned.masks, record, shrink=pruned.shrinking
+        )
     macs = cost.macs(model, size, pruned.masks)
     return {
         **facts,
         "measured_sparsity": measured,
         "summary": pruned.summary,
         "macs": macs.sparse,
-        "macs_dense": macs.dense,
+        "macs_dense": pruned.summary.get("macs_dense", macs.dense),
         "layers": cost.layer_facts(model, pruned.masks),
         "training": pruned.training,
         "manifest": {
@@ -154,11 +161,12 @@ def _crop_share(preprocess: config.Preprocess) -> float:
 
 @dataclass(frozen=True)
 class _Pruned:
-    """What pruning left: masks, the method's summary, facts of the training."""
+    """What pruning left: masks, the method's summary, facts of the training, removed channels."""
 
     masks: Masks | None
     summary: dict[str, Any]
     training: dict[str, Any]
+    shrinking: ShrinkPlan | None
 
 
 def _load(spec: plan.PruneSpec, num_classes: int | None) -> tuple[models.LoadedModel, Masks | None]:
@@ -194,30 +202,19 @@ def _prune(
 ) -> _Pruned:
     """Train under the recipe while the method prunes; without training, prune at once."""
     recipe, world = spec.recipe, context.accelerator.num_processes
+    method = plugins.load("pruner", spec.method.name)(plan.options_of(spec.method))
+    trains = task is not None and bool(recipe.steps or recipe.epochs)
     images, total, per_epoch = None, 0, 0
-    if task is not None and (recipe.steps or recipe.epochs):
+    if task is not None and (trains or method.needs_images):
         usable = transform.images(task.train, context.cache, recipe.augment)
         images = inputs.AugmentedImages(usable, spec.seed)
+    if images is not None and trains:
         smallest = loop.smallest_batch(model, world)
         total = loop.total_steps(len(images), recipe, smallest)
         per_epoch = loop.steps_per_epoch(len(images), recipe, smallest)
-    layers = (
-        prunable(model, recipe.keep_dense)
-        if given is None
-        else {name: model.get_parameter(name) for name in given}
-    )
-    pruner = Pruner(
-        model,
-        method=plugins.load("pruner", spec.method.name)(plan.options_of(spec.method)),
-        sparsity=spec.sparsity,
-        layers=layers,
-        total_steps=total,
-        steps_per_epoch=per_epoch,
-        seed=spec.seed,
-        masks=given,
-    )
+    pruner = _keeper(method, spec, model, given, images, total, per_epoch, context)
     training: dict[str, Any] = {}
-    if images is not None:
+    if images is not None and trains:
         trained = loop.train(
             model,
             images,
@@ -227,6 +224,8 @@ def _prune(
             accelerator=context.accelerator,
             resume=out,
             progress=lambda done, total: context.progress.update("steps", done, total),
+            distillation=_teacher(spec, model),
+            restart_on_prune=recipe.lr_restarts == "prune",
         )
         training = {
             "losses": list(trained.losses),
@@ -237,7 +236,72 @@ def _prune(
         pruner.start()
         pruner.finish()
     model.eval()
-    return _Pruned(pruner.masks, pruner.summary(), training)
+    shrinking = pruner.shrinking if isinstance(pruner, StructuredPruner) else None
+    return _Pruned(pruner.masks, pruner.summary(), training, shrinking)
+
+
+def _keeper(
+    method: AbstractMethod[Any] | AbstractStructuredMethod[Any],
+    spec: plan.PruneSpec,
+    model: nn.Module,
+    given: Masks | None,
+    images: inputs.AugmentedImages | None,
+    total: int,
+    per_epoch: int,
+    context: Context,
+) -> Pruner | StructuredPruner:
+    """The driver of the method: of masks, or of channels that are removed."""
+    recipe = spec.recipe
+    examples = None
+    if images is not None:
+        shown, device = images, context.accelerator.device
+
+        def examples(step: int, number: int, count: int) -> tuple[Tensor, Tensor]:
+            inputs_, labels = shown.examples(step, number, count)
+            return inputs_.to(device), labels.to(device)
+
+    if isinstance(method, AbstractStructuredMethod):
+        if given is not None:
+            raise UserError(
+                f"'{spec.method.name}' cannot prune channels of a model that has a mask.",
+                f"Its mask leaves out {given.sparsity():.4f} of its prunable weights.",
+                "Start from the dense checkpoint.",
+            )
+        return StructuredPruner(
+            model,
+            method=method,
+            sparsity=spec.sparsity,
+            keep_dense=recipe.keep_dense,
+            image_size=spec.preprocess.image_size,
+            total_steps=total,
+            steps_per_epoch=per_epoch,
+            seed=spec.seed,
+            examples=examples,
+            learning_rate=lambda step: loop.learning_rate(step, total, per_epoch, recipe),
+        )
+    layers = (
+        prunable(model, recipe.keep_dense)
+        if given is None
+        else {name: model.get_parameter(name) for name in given}
+    )
+    return Pruner(
+        model,
+        method=method,
+        sparsity=spec.sparsity,
+        layers=layers,
+        total_steps=total,
+        steps_per_epoch=per_epoch,
+        seed=spec.seed,
+        masks=given,
+        examples=examples,
+        image_size=spec.preprocess.image_size,
+    )
+
+
+def _teacher(spec: plan.PruneSpec, model: nn.Module) -> Distillation | None:
+    """The model as it was loaded, for recipes that distil; the dense row learns from it too."""
+    settings = spec.recipe.distillation
+    return Distillation(model, settings) if settings is not None else None
 
 
 def _score(

@@ -1,4 +1,4 @@
-"""Layer allocation: exact integer sums, and the ERK reference values of ImageNet ResNet-50."""
+"""Layer allocation: exact integer sums, ERK reference values, and which N:M patterns fit."""
 
 from __future__ import annotations
 
@@ -9,11 +9,25 @@ import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from torch import Tensor, nn
 
+from sparse_transfer.config import Frozen
 from sparse_transfer.errors import UserError
-from sparse_transfer.pruning.allocation import apportion, check_keep, keep_count, keep_counts
+from sparse_transfer.experiment_file import parse_yaml
+from sparse_transfer.pruning.allocation import (
+    Allocation,
+    Pattern,
+    apportion,
+    check_allocation,
+    check_keep,
+    keep_count,
+    keep_counts,
+    pattern_of,
+)
 from sparse_transfer.pruning.layers import prunable
+from sparse_transfer.pruning.method import Target
+from tests.pruning.training import small_cnn
 
 
 @given(data=st.data())
@@ -132,3 +146,79 @@ def test_which_layers_erk_leaves_dense(
     assert density["fc.weight"] == pytest.approx(0.148, abs=5e-4)
     at_90 = densities(shapes, 0.9)
     assert [n for n, d in at_90.items() if d == 1] == ["layer1.0.conv1.weight"]
+
+
+class Options(Frozen):
+    allocation: Allocation = "global"
+    pattern: Pattern = "2:4"
+
+
+@pytest.mark.parametrize("value", ["global", "uniform", "erk", "lamp", "2:4", "1:16", "4:4"])
+def test_allocations_that_exist(value: str) -> None:
+    options = Options.model_validate({"allocation": value})
+    assert options.model_dump(mode="json")["allocation"] == value
+    assert pattern_of(value) == (tuple(map(int, value.split(":"))) if ":" in value else None)
+
+
+@pytest.mark.parametrize(
+    "value", ["5:4", "0:4", "2:0", "2/4", " 2:4", "2:4:8", "Global", 124, None]
+)
+@pytest.mark.parametrize("field", ["allocation", "pattern"])
+def test_allocations_that_do_not_exist(field: str, value: object) -> None:
+    with pytest.raises(ValidationError, match='in quotation marks, as in "2:4"'):
+        Options.model_validate({field: value})
+
+
+def test_a_pattern_is_no_rule_and_a_rule_is_no_pattern() -> None:
+    with pytest.raises(ValidationError, match="N:M with N <= M"):
+        Options.model_validate({"pattern": "global"})
+
+
+def test_a_quoted_pattern_survives_yaml() -> None:
+    raw, _ = parse_yaml('allocation: "1:4"', "x.yaml")
+    assert Options.model_validate(raw).allocation == "1:4"
+
+
+def target_of(model: nn.Module, sparsity: float, *keep_dense: str, removed: int = 0) -> Target:
+    shapes = {name: tuple(layer.shape) for name, layer in prunable(model, keep_dense).items()}
+    weights = sum(math.prod(shape) for shape in shapes.values())
+    return Target(sparsity=sparsity, active=weights - removed, shapes=shapes, total_steps=10)
+
+
+def test_layers_that_no_group_divides_are_named_and_the_advice_works() -> None:
+    model = small_cnn()
+    with pytest.raises(UserError, match="groups of 4") as refusal:
+        check_allocation("2:4", target_of(model, 0.5))
+    assert "1 of 3 layers" in refusal.value.why and "0.weight (3)" in refusal.value.why
+    entries = refusal.value.hint.split("'")[1::2]
+    assert entries == [r"^0\.weight$"]
+    check_allocation("2:4", target_of(model, 0.5, *entries))
+
+
+def test_a_long_list_of_layers_is_cut_but_the_advice_is_whole() -> None:
+    model = nn.Sequential(*[nn.Linear(3, 3) for _ in range(7)], nn.Linear(4, 4))
+    with pytest.raises(UserError, match="and 2 more") as refusal:
+        check_allocation("2:4", target_of(model, 0.5))
+    check_allocation("2:4", target_of(model, 0.5, *refusal.value.hint.split("'")[1::2]))
+
+
+def test_a_sparsity_that_the_pattern_has_not_is_refused_with_the_nearest_that_works() -> None:
+    model = small_cnn()
+    with pytest.raises(UserError, match="2:4 sparsity is 0.5, but 0.8 is asked for") as refusal:
+        check_allocation("2:4", target_of(model, 0.8, "first_conv"))
+    assert "1:4 is 0.75" in refusal.value.hint
+    check_allocation("1:4", target_of(model, 0.75, "first_conv"))
+    with pytest.raises(UserError, match="2:4 sparsity is 0.5, but 0.51"):
+        check_allocation("2:4", target_of(model, 0.51, "first_conv"))
+    for rule in ("global", "uniform", "erk", "lamp"):
+        check_allocation(rule, target_of(model, 0.8))
+
+
+def test_thirds_are_met_by_count() -> None:
+    check_allocation("1:3", target_of(nn.Linear(6, 5), 2 / 3))
+
+
+def test_a_pattern_wants_a_dense_start() -> None:
+    with pytest.raises(UserError, match="has to start from a dense model"):
+        check_allocation("2:4", target_of(nn.Linear(8, 8), 0.5, removed=3))
+    check_allocation("uniform", target_of(nn.Linear(8, 8), 0.5, removed=3))

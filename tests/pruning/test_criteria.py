@@ -1,4 +1,4 @@
-"""Selection: exact counts under ties, stages by hand, the guard, and torch.nn.utils.prune."""
+"""Selection: counts under ties, stages by hand, the guard, LAMP, N:M, torch.nn.utils.prune."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn.utils import prune as torch_prune
 
 from sparse_transfer.errors import UserError
 from sparse_transfer.pruning import criteria
-from sparse_transfer.pruning.criteria import Stage, lowest, magnitude, remove
+from sparse_transfer.pruning.criteria import Stage, lamp, lowest, magnitude, remove, strongest
 from sparse_transfer.pruning.layers import prunable
 from sparse_transfer.pruning.masks import Masks
 from tests.pruning.training import small_cnn
@@ -83,7 +83,7 @@ def test_lowest_across_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     seed=st.integers(0, 10_000),
     decimals=st.integers(0, 3),
     sparsity=st.floats(0.0, 0.9),
-    allocation=st.sampled_from(["global", "uniform", "erk"]),
+    allocation=st.sampled_from(["global", "uniform", "erk", "lamp"]),
     half=st.booleans(),
 )
 def test_counts_are_exact_under_ties_and_no_layer_is_empty(
@@ -98,7 +98,7 @@ def test_counts_are_exact_under_ties_and_no_layer_is_empty(
         weights = {name: weight.half() for name, weight in weights.items()}
     masks = Masks.ones(weights)
     for target in (sparsity / 2, sparsity):
-        after = remove(masks, [Stage(magnitude(weights))], target, allocation)  # type: ignore[arg-type]
+        after = remove(masks, [Stage(magnitude(weights))], target, allocation)
         assert after.kept() == round(masks.total * (1 - target))
         assert min(after.counts().values()) >= 1
         assert all(bool((masks[name] | ~after[name]).all()) for name in after)
@@ -174,3 +174,116 @@ def test_agrees_with_torch_prune_globally_and_by_layer(sparsity: float) -> None:
                 torch_prune.l1_unstructured(modules[name], "weight", amount=amount)
         for name, module in modules.items():
             assert torch.equal(module.get_buffer("weight_mask").bool(), masks[name])
+
+
+def lamp_of(*weights: list[float]) -> list[list[float]]:
+    layers = {str(i): torch.tensor(w) for i, w in enumerate(weights)}
+    return [score.tolist() for score in lamp(magnitude(layers), Masks.ones(layers)).values()]
+
+
+def test_lamp_by_hand() -> None:
+    golden = pytest.approx([1 / 14, 4 / 13, 1.0], rel=1e-6)
+    small, large = lamp_of([1.0, 2.0, 3.0], [-10.0, 20.0, -30.0])
+    assert small == golden and large == golden
+    assert lamp_of([3.0, 1.0, 2.0])[0] == pytest.approx([1.0, 1 / 14, 4 / 13], rel=1e-6)
+    assert lamp_of([2.0, 2.0, 0.0])[0] == [1.0, 0.5, 0.0]  # of equal ones the first ranks higher
+    assert lamp_of([0.0, 0.0])[0] == [0.0, 0.0]
+
+
+def test_lamp_leaves_pruned_weights_out_of_the_sums() -> None:
+    weights = {"w": torch.tensor([1.0, 2.0, 3.0, 9.0])}
+    masks = Masks({"w": torch.tensor([True, True, True, False])})
+    assert lamp(weights, masks)["w"].tolist() == pytest.approx([1 / 14, 4 / 13, 1, 0], rel=1e-6)
+
+
+@pytest.mark.parametrize("scale", [2.0**-20, 2.0**12])
+def test_lamp_does_not_see_the_scale_of_a_layer(scale: float) -> None:
+    weights = {"w": torch.randn(6, 5, 3, generator=torch.Generator().manual_seed(0))}
+    masks = Masks.ones(weights)
+    scaled = {"w": weights["w"] * scale}
+    assert torch.equal(lamp(magnitude(weights), masks)["w"], lamp(magnitude(scaled), masks)["w"])
+
+
+def test_lamp_is_its_definition() -> None:
+    w = torch.randn(40, generator=torch.Generator().manual_seed(1)).double()
+    expected = [float(v**2 / (w[w.abs() >= v.abs()] ** 2).sum()) for v in w]
+    scores = lamp(magnitude({"w": w}), Masks.ones({"w": w}))["w"]
+    assert scores.tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_lamp_ranks_across_layers_and_empties_none() -> None:
+    generator = torch.Generator().manual_seed(2)
+    weights = {f"l{i}": torch.randn(50, generator=generator) * 10.0**-i for i in range(4)}
+    ones = Masks.ones(weights)
+    scores = lamp(magnitude(weights), ones)
+    masks = remove(ones, [Stage(magnitude(weights))], 0.9, "lamp")
+    joined = torch.cat(list(scores.values()))
+    chosen = torch.zeros(200, dtype=torch.bool)
+    chosen[joined.topk(20).indices] = True
+    assert torch.equal(torch.cat(list(masks.values())), chosen)
+    assert remove(ones, [Stage(magnitude(weights))], 0.98, "lamp").counts() == dict.fromkeys(
+        weights, 1
+    )
+    assert remove(ones, [Stage(magnitude(weights))], 0.9, "global").counts()["l3"] == 1
+
+
+def test_lamp_of_one_layer_ranks_as_magnitude() -> None:
+    w = {"w": torch.randn(300, generator=torch.Generator().manual_seed(3))}
+    left, right = (remove(Masks.ones(w), [Stage(magnitude(w))], 0.7, a) for a in ("lamp", "global"))
+    assert left.digest() == right.digest()
+
+
+def test_strongest_by_hand() -> None:
+    row = torch.tensor([[0.1, 0.4, 0.3, 0.2, 5.0, 5.0, 5.0, 0.0]])
+    assert strongest(row, (2, 4)).int().tolist() == [[0, 1, 1, 0, 1, 1, 0, 0]]
+    assert strongest(row, (1, 8)).int().tolist() == [[0, 0, 0, 0, 1, 0, 0, 0]]
+    assert strongest(row, (4, 4)).all()
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (2, 8, 3), (2, 12, 3, 2)])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_groups_lie_along_the_input_channels(
+    shape: tuple[int, ...], memory: torch.memory_format
+) -> None:
+    scores = torch.randn(shape, generator=torch.Generator().manual_seed(4))
+    if len(shape) == 4:
+        scores = scores.to(memory_format=memory)
+    mask = strongest(scores, (2, 4))
+    assert mask.shape == scores.shape
+    flat, flat_mask = scores.reshape(*shape[:2], -1), mask.reshape(*shape[:2], -1)
+    for out in range(flat.shape[0]):
+        for position in range(flat.shape[2]):
+            for first in range(0, shape[1], 4):
+                group = flat[out, first : first + 4, position].tolist()
+                best = sorted(range(4), key=lambda i: -group[i])[:2]  # noqa: B023 - used at once
+                found = torch.nonzero(flat_mask[out, first : first + 4, position]).flatten()
+                assert found.tolist() == sorted(best)
+
+
+def test_a_pattern_at_its_own_sparsity_is_the_pattern() -> None:
+    generator = torch.Generator().manual_seed(5)
+    weights = {
+        "a": torch.randn(4, 8, 3, 3, generator=generator),
+        "b": torch.randn(5, 12, generator=generator).round(),  # ties
+        "c": torch.zeros(2, 4),
+    }
+    for n, m in ((2, 4), (1, 4), (3, 4), (1, 2)):
+        masks = remove(Masks.ones(weights), [Stage(magnitude(weights))], 1 - n / m, f"{n}:{m}")
+        for name, weight in weights.items():
+            assert torch.equal(masks[name], strongest(weight.abs(), (n, m))), name
+
+
+def test_on_the_way_to_a_pattern_the_lowest_outside_it_go_first() -> None:
+    w = torch.tensor([[0.9, 0.8, 0.7, 0.1, 0.05, 0.04, 0.03, 0.6]])
+    masks = Masks.ones({"w": w})
+    gone = []
+    for sparsity in (1 / 8, 2 / 8, 3 / 8, 4 / 8):
+        after = remove(masks, [Stage(magnitude({"w": w}))], sparsity, "2:4")
+        gone += torch.nonzero(masks["w"] & ~after["w"])[:, 1].tolist()
+        masks = after
+    assert gone == [6, 5, 3, 2]  # .05, index 4, is second in its group and stays
+
+
+def test_n_of_n_keeps_everything() -> None:
+    masks = Masks.ones({"w": torch.randn(3, 8)})
+    assert remove(masks, [Stage(magnitude({"w": torch.randn(3, 8)}))], 0.0, "4:4") is masks

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sparse_transfer.errors import UserError
+from sparse_transfer.pruning import masks as masks_module
 from sparse_transfer.pruning.masks import Masks, assert_zeros, enforce, mask_gradients
 from tests.pruning.training import OPTIMIZERS
 
@@ -170,3 +171,37 @@ def test_masks_hold_under_distributed_data_parallel(tmp_path: Path) -> None:
         assert torch.equal(linear.weight != 0, masks["weight"])
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int32])
+@pytest.mark.parametrize("layout", ["plain", "channels last", "mask only", "a view", "transposed"])
+def test_zeroing_in_pieces_is_a_product_in_every_layout(dtype: torch.dtype, layout: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensor = (100 * torch.randn(300, 70, 3, 3, generator=generator)).to(dtype)
+    mask = torch.rand(tensor.shape, generator=generator) > 0.5
+    assert tensor.numel() > masks_module.CHUNK  # several pieces, the last a short one
+    if layout == "channels last":
+        tensor = tensor.to(memory_format=torch.channels_last)
+    if layout == "mask only":
+        mask = mask.to(memory_format=torch.channels_last)
+    if layout == "a view":
+        tensor = torch.cat([tensor, tensor])[300:]
+    if layout == "transposed":
+        tensor = tensor.transpose(0, 1).contiguous().transpose(0, 1)
+    expected = tensor * mask
+    masks = Masks({"w": mask})
+    for made in (masks, masks.laid_out({"w": tensor})):
+        found = tensor.clone(memory_format=torch.preserve_format)
+        made.zero("w", found)
+        assert torch.equal(found, expected)
+        made.zero("w", tensor_copy := tensor[:])  # the tensor itself, whatever its storage
+        assert torch.equal(tensor_copy, expected)
+    assert masks.laid_out({"w": tensor})["w"].stride() == tensor.stride() or layout == "a view"
+
+
+def test_masks_that_lie_like_their_weights_cost_a_byte_each_and_are_not_copied() -> None:
+    weight = torch.randn(8, 4, 3, 3).to(memory_format=torch.channels_last)
+    masks = Masks({"w": weight > 0}).laid_out({"w": weight})
+    masks.zero("w", weight)
+    assert not masks._copies and masks["w"].element_size() == 1
+    assert masks.laid_out({"w": weight}) is masks

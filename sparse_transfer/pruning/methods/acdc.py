@@ -2,8 +2,11 @@
 
 Each compression applies the whole target at once; each decompression lets all weights train again
 from where they are (removed ones from zero) and sets all optimizer state to zero. The last phase is
-compressed.
+compressed. With `allocation: "2:4"` every compression is to that pattern.
 
+Family: alternation of dense and sparse phases, magnitude; decompression regrows everything.
+Schedule: `compress` and `decompress` name the fractions of training at which phases begin.
+Cost: one ranking of the weights for each compression; dense phases train all weights.
 Source: Peste et al. 2021, arXiv 2106.12379; the default phases are those of its 100 ImageNet
 epochs as fractions: compress at .10, .20 … .70 and .85, decompress at .15, .25 … .65 and .75.
 Deviations: phases begin at the nearest step, not at an epoch; the reset covers the step counts of
@@ -20,7 +23,7 @@ from pydantic import Field, model_validator
 
 from sparse_transfer.config import Fraction, Frozen
 from sparse_transfer.errors import UserError
-from sparse_transfer.pruning.allocation import Allocation
+from sparse_transfer.pruning.allocation import Allocation, check_allocation
 from sparse_transfer.pruning.criteria import Stage, magnitude, remove
 from sparse_transfer.pruning.masks import Masks
 from sparse_transfer.pruning.method import AbstractMethod, Event, Scene, Target
@@ -28,7 +31,11 @@ from sparse_transfer.pruning.schedule import to_step
 
 
 class AcdcOptions(Frozen):
-    """Fractions of training at which phases begin; `compress` and `decompress` alternate."""
+    """Fractions of training at which phases begin; `compress` and `decompress` alternate.
+
+    `allocation`: one ranking over all layers by |w| (global) or by LAMP score (lamp), fixed shares
+    by layer (uniform, erk), or an N:M pattern such as "2:4".
+    """
 
     allocation: Allocation = "global"
     compress: tuple[Fraction, ...] = Field(
@@ -62,6 +69,7 @@ class Method(AbstractMethod[AcdcOptions]):
 
     def schedule(self, target: Target) -> dict[int, Event]:
         """One event for each phase."""
+        check_allocation(self.options.allocation, target)
         phases = self.options.phases()
 
         def steps(total_steps: int) -> list[int]:

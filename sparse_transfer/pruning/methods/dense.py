@@ -1,4 +1,11 @@
-"""No pruning: the same recipe with every weight kept, the control of every comparison."""
+"""No pruning: the same recipe with every weight kept, the control of every comparison.
+
+Family: dense.
+Schedule: no event.
+Cost: none.
+Source: none.
+Deviations: none.
+"""
 
 from __future__ import annotations
 

@@ -3,13 +3,18 @@
 At each update the fixed share `rate` of the active weights with the smallest |g| are candidates,
 and the smallest |w| among them go: gradient first, magnitude next, no regrowth, global ranking.
 
+The ablations are options: `order`, `pool: annealed` (n + a (R - n) candidates, a falling from 0.5
+to 0.005 along GraNet's cosine, arXiv 2106.10404; R active weights, n to remove), and
+`sparse_start: 0.5` (a random ERK mask before training).
+
+Family: dense-to-sparse or sparse-to-sparse, gradient and magnitude, no regrowth.
+Schedule: cubic, 50 updates between 0.1 and 0.75 of training.
+Cost: a mask multiplication per step; two selections and one copy of weights and gradients per
+update.
 Source: Zhu, Bezek & Goksel 2024, arXiv 2411.05500. As in the authors' code |w| is the weight that
-produced the gradient (before the optimizer step) and g belongs to one optimizer step. Deviations:
-window and number of updates are gmp's (0.1 to 0.75 of training, 50 updates) where theirs is 0 to
-0.8; masks are hard; counts are rounded, not floored; an update that wants more than the candidates
-is refused before training. The paper's ablations are options: `order`, `pool: annealed` (n + a (R -
-n) candidates, a falling from 0.5 to 0.005 along GraNet's cosine, arXiv 2106.10404; R active
-weights, n to remove), and `sparse_start: 0.5` (a random ERK mask before training).
+produced the gradient (before the optimizer step) and g belongs to one optimizer step.
+Deviations: window and number of updates are gmp's where theirs is 0 to 0.8; masks are hard; counts
+are rounded, not floored; an update that wants more than the candidates is refused before training.
 """
 
 from __future__ import annotations

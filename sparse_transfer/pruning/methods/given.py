@@ -2,6 +2,12 @@
 
 For checkpoints that were pruned before: `transfer` uses it. The sparsity asked for is a claim, and
 a checkpoint that does not have it is refused.
+
+Family: fixed mask.
+Schedule: no event.
+Cost: a mask multiplication per step.
+Source: whoever made the checkpoint.
+Deviations: none.
 """
 
 from __future__ import annotations
@@ -21,7 +27,7 @@ class GivenOptions(Frozen):
 
 @final
 class Method(AbstractMethod[GivenOptions]):
-    """Holds the masks of a checkpoint. Schedule: no event. Cost: a multiply per step."""
+    """Holds the masks of a checkpoint."""
 
     name = "given"
     version = 1

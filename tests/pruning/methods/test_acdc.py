@@ -7,6 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from sparse_transfer.errors import UserError
+from sparse_transfer.pruning.masks import Masks
 from sparse_transfer.pruning.methods.acdc import AcdcOptions
 from tests.pruning.training import OPTIMIZERS, copy_of, make_pruner, prune, same, small_cnn, train
 
@@ -69,13 +70,35 @@ def test_after_the_reset_the_optimizer_is_as_new() -> None:
     assert same(copy_of(model), copy_of(fresh))
 
 
-@pytest.mark.parametrize("allocation", ["global", "uniform", "erk"])
+@pytest.mark.parametrize("allocation", ["global", "uniform", "erk", "lamp"])
 def test_without_decompression_it_is_one_shot_and_fine_tuning(allocation: str) -> None:
     cyclic, once = small_cnn(), small_cnn()
     left = prune(cyclic, "acdc", 0.9, 8, compress=(0.0,), decompress=(), allocation=allocation)
     right = prune(once, "magnitude", 0.9, 8, allocation=allocation)
     assert left.summary()["digest"] == right.summary()["digest"]
     assert same(copy_of(cyclic), copy_of(once))
+
+
+def test_every_compression_is_to_the_pattern_and_weights_return_between() -> None:
+    model = small_cnn()
+    pruner = make_pruner(model, "acdc", 0.5, 40, keep_dense=("first_conv",), allocation="2:4")
+    bound = OPTIMIZERS["sgd"](model.parameters())
+    pruner.bind(bound)
+    pruner.start()
+    seen: dict[int, Masks] = {}
+
+    def look(step: int) -> None:
+        if pruner.masks is not None:
+            seen[step] = pruner.masks
+            for mask in pruner.masks.values():
+                assert set(mask.movedim(1, -1).reshape(-1, 4).sum(1).tolist()) == {2}
+
+    train(model, pruner, bound, range(1, 41), after_step=look)
+    pruner.finish()
+    assert {4, 40} <= set(seen) and 7 not in seen
+    assert bool((seen[40]["3.weight"] & ~seen[4]["3.weight"]).any())
+    with pytest.raises(UserError, match="groups of 4"):
+        make_pruner(small_cnn(), "acdc", 0.5, 40, allocation="2:4")
 
 
 def test_each_phase_needs_a_step_of_its_own_and_the_advice_works() -> None:

@@ -1,0 +1,1 @@
+"""Structured pruning: channels that depend on each other are removed together, physically."""
