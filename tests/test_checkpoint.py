@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -15,6 +16,7 @@ from sparse_transfer.config import ModelSpec
 from sparse_transfer.errors import UserError
 from sparse_transfer.pruning.layers import prunable
 from sparse_transfer.pruning.masks import Masks
+from sparse_transfer.pruning.structured.graph import trace
 from sparse_transfer.store import file_digest
 
 ARCHITECTURES = {
@@ -276,7 +278,7 @@ def test_a_mask_for_another_model_is_refused(saved: Path):
 
 def test_a_later_format_is_refused(saved: Path):
     edit(saved / "sparsity.json", lambda r: r.update(format=99))
-    with pytest.raises(UserError, match="has format 99.*reads 1"):
+    with pytest.raises(UserError, match="has format 99.*reads 1 and 2"):
         checkpoint.open_checkpoint(saved)
 
 
@@ -285,3 +287,142 @@ def test_a_folder_that_is_none_says_so(tmp_path: Path):
         checkpoint.open_checkpoint(tmp_path)
     with pytest.raises(UserError, match="no such folder"):
         sparse_transfer.load(tmp_path / "nowhere")
+
+
+SHRUNK = {"resnet18_cifar": {"channels": [6, 8, 10, 12]}, "test_resnet": {}, "test_vit": {}}
+
+
+def shrunk(name: str = "resnet18_cifar", every: int = 3, source: models.LoadedModel | None = None):
+    """A model that lost every third channel of each group, its batch norms made distinct."""
+    if source is None:
+        spec = ModelSpec(name=name, weights="random", kwargs=SHRUNK[name])
+        source = models.build(spec, num_classes=7, image_size=32, seed=0)
+        generator = torch.Generator().manual_seed(1)
+        for buffer_name, buffer in source.model.named_buffers():
+            if buffer_name.endswith("running_mean"):
+                buffer.normal_(generator=generator)
+    graph = trace(source.model, image_size=32)
+    alive = {n: torch.arange(a.numel()) % every != 0 for n, a in graph.all_alive().items()}
+    plan = graph.plan(alive)
+    plan.apply(source.model)
+    return source, plan
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    loaded, plan = shrunk()
+    checkpoint.save(tmp_path / "small", loaded, loaded.model, None, {"method": "x"}, plan)
+    return tmp_path / "small"
+
+
+@pytest.mark.parametrize("name", list(SHRUNK))
+def test_a_shrunk_checkpoint_opens_without_tracing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    loaded, plan = shrunk(name)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = loaded.model.eval()(images)
+    checkpoint.save(tmp_path / "c", loaded, loaded.model, None, {}, plan)
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)  # cannot be imported
+    opened = checkpoint.open_checkpoint(tmp_path / "c")
+    with torch.no_grad():
+        assert torch.equal(opened.model.eval()(images), expected)
+    assert opened.loaded.shrink == plan and opened.masks is None
+    assert opened.loaded.opens_with == "sparse_transfer"
+    record = json.loads((tmp_path / "c" / "sparsity.json").read_text())
+    assert record["format"] == 2 and record["opens_with"] == "sparse_transfer"
+    assert record["shrink_digest"] == plan.digest()
+
+
+def test_an_unshrunk_checkpoint_is_what_it_was(saved: Path):
+    record = json.loads((saved / "sparsity.json").read_text())
+    assert record["format"] == 1 and "shrink_digest" not in record
+    assert not (saved / "shrink.json").exists()
+    assert checkpoint.open_checkpoint(saved).loaded.shrink is None
+
+
+def test_pruning_goes_on_from_a_shrunk_checkpoint(small: Path, tmp_path: Path):
+    spec = ModelSpec(name=f"local-dir:{small}")
+    first = models.build(spec, num_classes=None, image_size=32, seed=0)
+    assert first.shrink is not None
+    again, second = shrunk(every=2, source=first)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = again.model.eval()(images)
+    checkpoint.save(tmp_path / "smaller", again, again.model, None, {}, second)
+    opened = checkpoint.open_checkpoint(tmp_path / "smaller")
+    with torch.no_grad():
+        assert torch.equal(opened.model.eval()(images), expected)
+    assert opened.loaded.shrink == first.shrink.then(second)
+    # fine-tuning removes nothing more, and its checkpoint still knows what is gone
+    checkpoint.save(tmp_path / "tuned", opened.loaded, opened.model, None, {})
+    assert checkpoint.open_checkpoint(tmp_path / "tuned").loaded.shrink == opened.loaded.shrink
+
+
+def test_masks_and_shrinking_together(tmp_path: Path):
+    loaded, plan = shrunk()
+    masks = Masks({n: torch.rand(w.shape) > 0.5 for n, w in prunable(loaded.model).items()})
+    masks.apply(loaded.model.named_parameters())
+    checkpoint.save(tmp_path / "c", loaded, loaded.model, masks, {}, plan)
+    opened = checkpoint.open_checkpoint(tmp_path / "c")
+    assert opened.masks is not None and opened.masks.digest() == masks.digest()
+    assert opened.loaded.shrink == plan and opened.loaded.declared_sparse
+
+
+def test_a_new_head_on_a_shrunk_checkpoint(small: Path, tmp_path: Path):
+    spec = ModelSpec(name=f"local-dir:{small}")
+    loaded = models.build(spec, num_classes=4, image_size=32, seed=0)
+    images = torch.randn(2, 3, 32, 32)
+    assert loaded.model(images).shape == (2, 4)
+    checkpoint.save(tmp_path / "c", loaded, loaded.model, None, {})
+    opened = checkpoint.open_checkpoint(tmp_path / "c")
+    assert opened.model(images).shape == (2, 4)
+    config = json.loads((tmp_path / "c" / "config.json").read_text())
+    assert config["num_features"] == opened.model.get_classifier().in_features == 8
+
+
+def test_plain_timm_stops_at_a_shrunk_checkpoint(tmp_path: Path):
+    loaded, plan = shrunk("test_resnet")
+    checkpoint.save(tmp_path / "c", loaded, loaded.model, None, {}, plan)
+    for classes in ({}, {"num_classes": 3}):
+        with pytest.raises(RuntimeError, match="size mismatch"):
+            timm.create_model(f"local-dir:{tmp_path / 'c'}", pretrained=True, **classes)
+
+
+def test_a_missing_or_foreign_plan_is_refused(small: Path, saved: Path):
+    text = (small / "shrink.json").read_text()
+    (small / "shrink.json").unlink()
+    with pytest.raises(UserError, match="shrink.json is missing"):
+        checkpoint.open_checkpoint(small)
+    with pytest.raises(UserError, match="of another shape"):  # and as a model it does not fit
+        models.build(ModelSpec(name=f"local-dir:{small}"), num_classes=7, image_size=32, seed=0)
+    (saved / "shrink.json").write_text(text)
+    with pytest.raises(UserError, match="its record knows of none"):
+        checkpoint.open_checkpoint(saved)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "damaged"),
+        ("{}", "digest of its shrink plan differs"),
+        ('{"conv1.weight": {"0": {"size": 6, "kept": [0, 9]}}}', "damaged"),
+        ('{"conv1.weight": {"0": {"size": 6, "kept": [0, 2]}}}', "digest of its shrink plan"),
+    ],
+)
+def test_a_changed_plan_is_refused(small: Path, content: str, reason: str):
+    (small / "shrink.json").write_text(content)
+    with pytest.raises(UserError, match=f"is refused[^~]*{reason}"):
+        checkpoint.open_checkpoint(small)
+
+
+def test_the_same_channels_kept_under_other_numbers_are_refused(small: Path):
+    def other(stored: dict) -> None:
+        cut = stored["bn1.weight"]["0"]
+        assert cut["kept"] == [1, 2, 4, 5]
+        cut["kept"] = [0, 2, 4, 5]  # the same shapes: only the digest can tell
+
+    edit(small / "shrink.json", other)
+    with pytest.raises(UserError, match="digest of its shrink plan differs"):
+        checkpoint.open_checkpoint(small)

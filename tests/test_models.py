@@ -14,6 +14,7 @@ from sparse_transfer import models, weights
 from sparse_transfer.config import ModelSpec
 from sparse_transfer.errors import UserError
 from sparse_transfer.model_source import resolve
+from sparse_transfer.pruning.structured.shrink import Cut, ShrinkPlan
 
 TINY = {"channels": [4, 8, 16]}
 
@@ -376,3 +377,60 @@ def test_the_real_mobilenet_scores_as_measured(shared: Path, stride, right, tole
             predictions = model(batch).argmax(1).tolist()
         found += sum(p == row["label"] for p, row in zip(predictions, rows, strict=True))
     assert abs(found - right) <= tolerance, f"{found} of {len(table)} right, expected {right}"
+
+
+def shrunk_folder(folder: Path) -> tuple[nn.Module, ShrinkPlan]:
+    """A folder with config, weights and shrink plan; all that `local-dir:` reads."""
+    model = built("resnet18", kwargs={"channels": [4, 4, 8, 8]}, seed=3).model
+    cut = {0: Cut(4, (1, 3))}
+    names = ("weight", "bias", "running_mean", "running_var")
+    plan = ShrinkPlan(
+        {
+            "layer1.0.conv1.weight": cut,
+            **{f"layer1.0.bn1.{name}": cut for name in names},
+            "layer1.0.conv2.weight": {1: Cut(4, (1, 3))},
+        }
+    )
+    plan.apply(model)
+    folder.mkdir(exist_ok=True)
+    config = {"architecture": "resnet18", "num_classes": 10}
+    config["model_args"] = {"channels": [4, 4, 8, 8]}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "shrink.json").write_text(json.dumps(plan.to_json()))
+    save_file(model.state_dict(), folder / "model.safetensors")
+    return model, plan
+
+
+def test_a_shrunk_folder_gives_the_small_network(tmp_path: Path):
+    source, plan = shrunk_folder(tmp_path)
+    spec = ModelSpec(name=f"local-dir:{tmp_path}")
+    loaded = models.build(spec, num_classes=None, image_size=64, seed=0)
+    assert same(loaded.model, source) and loaded.shrink == plan
+    assert loaded.opens_with == "sparse_transfer"
+    image = torch.randn(1, 3, 64, 64)
+    assert torch.equal(loaded.model.eval()(image), source.eval()(image))
+    outline = models.skeleton(spec, num_classes=3, image_size=64)
+    shapes = {n: p.shape for n, p in outline.model.named_parameters() if "fc" not in n}
+    assert shapes == {n: p.shape for n, p in source.named_parameters() if "fc" not in n}
+    assert {p.device.type for p in outline.model.parameters()} == {"meta"}
+    assert outline.shrink == plan
+
+
+def test_random_weights_keep_the_shapes_of_a_shrunk_folder(tmp_path: Path):
+    source, plan = shrunk_folder(tmp_path)
+    spec = ModelSpec(name=f"local-dir:{tmp_path}", weights="random")
+    loaded = models.build(spec, num_classes=10, image_size=64, seed=0)
+    full = built("resnet18", kwargs={"channels": [4, 4, 8, 8]}, seed=0).model
+    plan.apply(full)  # the initial weights of the full-size network, cut
+    assert same(loaded.model, full) and not same(loaded.model, source)
+
+
+def test_a_plan_that_does_not_fit_is_refused(tmp_path: Path):
+    shrunk_folder(tmp_path)
+    spec = ModelSpec(name=f"local-dir:{tmp_path}")
+    (tmp_path / "shrink.json").write_text('{"stem.weight": {"0": {"size": 4, "kept": [1]}}}')
+    with pytest.raises(UserError, match="does not fit the model.\nThe model has no tensor 'stem"):
+        models.build(spec, num_classes=10, image_size=64, seed=0)
+    (tmp_path / "shrink.json").write_text("[1]")
+    with pytest.raises(UserError, match="shrink.json cannot be used"):
+        models.build(spec, num_classes=10, image_size=64, seed=0)

@@ -284,6 +284,13 @@ def test_on_the_way_to_a_pattern_the_lowest_outside_it_go_first() -> None:
     assert gone == [6, 5, 3, 2]  # .05, index 4, is second in its group and stays
 
 
+def test_a_pruned_weight_takes_no_place_in_its_group() -> None:
+    w = torch.tensor([[9.0, 0.1, 0.3, 0.2, 0.9, 0.8, 0.7, 0.6]])
+    masks = Masks({"w": torch.tensor([[False] + [True] * 7])})
+    after = remove(masks, [Stage(magnitude({"w": w}))], 0.5, "2:4")
+    assert after["w"].int().tolist() == [[0, 0, 1, 1, 1, 1, 0, 0]]
+
+
 def test_n_of_n_keeps_everything() -> None:
     masks = Masks.ones({"w": torch.randn(3, 8)})
     assert remove(masks, [Stage(magnitude({"w": torch.randn(3, 8)}))], 0.0, "4:4") is masks

@@ -200,6 +200,23 @@ def test_a_norm_between_linear_layers_ends_a_chain() -> None:
     assert chains(model) == []
 
 
+class NormWith(nn.BatchNorm2d):
+    """A batch norm with a function after it, as timm has them."""
+
+    def __init__(self, after: nn.Module) -> None:
+        super().__init__(4)
+        self.after = after
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.after(super().forward(input))
+
+
+def test_a_norm_is_followed_by_nothing_that_mixes_channels() -> None:
+    for after, expected in ((nn.ReLU(), 1), (nn.GroupNorm(2, 4), 0)):
+        model = nn.Sequential(nn.Conv2d(4, 4, 1), NormWith(after), nn.Conv2d(4, 4, 1))
+        assert len(chains(model)) == expected
+
+
 def test_a_weight_that_two_layers_share_stays() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     assert len(chains(model)) == 1

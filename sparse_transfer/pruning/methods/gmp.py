@@ -18,7 +18,6 @@ number of updates, not an interval in steps, and the last update is exactly the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import final
 
 import torch
@@ -129,7 +128,8 @@ def updates(
     )
     if jumps:
         points[to_step(start, target.total_steps)] = initial_sparsity
-    return {
-        step: Event("prune", sparsity, partial(choose, sparsity=sparsity))
-        for step, sparsity in sorted(points.items())
-    }
+
+    def event(sparsity: float) -> Event:
+        return Event("prune", sparsity, lambda scene: choose(scene, sparsity))
+
+    return {step: event(sparsity) for step, sparsity in sorted(points.items())}

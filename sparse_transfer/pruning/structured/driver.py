@@ -482,10 +482,10 @@ def _prepare(
     reached = graph.macs(smallest)
     if reached > _allowed(graph.macs_dense, sparsity):
         highest = int(1e4 * (1 - reached / graph.macs_dense)) / 1e4
-        stay = f", and {len(graph.whole)} groups stay whole" if graph.whole else ""
         raise UserError(
             f"{method.name} cannot remove {sparsity:g} of this model's multiply-accumulates.",
-            f"With every group at its smallest {1 - highest:.4g} of them are left{stay}.",
+            f"With {len(graph.groups)} groups of channels at their smallest {1 - highest:.4g} of "
+            f"them are left; {len(graph.whole)} other groups stay whole.",
             f"The highest possible sparsity here is {highest:g}; lower `min_channels`, or take "
             "entries out of `keep_dense`.",
         )

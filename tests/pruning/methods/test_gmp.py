@@ -134,6 +134,27 @@ def test_ranked_again_a_weight_returns_with_the_value_that_it_had() -> None:
     assert four_weights(rerank=True) == pytest.approx([0.9, 0.3, 0.0, 0.0])
 
 
+def test_a_weight_is_remembered_for_longer_than_one_update() -> None:
+    """.3 goes before training, .5 after step 1; step 2 takes .9 and .6 below both."""
+    model = nn.Linear(4, 1, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0.9, 0.3, 0.5, 0.6]]))
+    options = {"start": 0.0, "end": 1.0, "updates": 2, "initial_sparsity": 0.25}
+    pruner = make_pruner(model, "gmp", 0.5, 2, rerank=True, **options)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    pruner.bind(optimizer)
+    pruner.start()
+    for step, gradient in ((1, [0.0] * 4), (2, [0.8, 0.0, 0.0, 0.4])):
+        optimizer.zero_grad()
+        model(torch.tensor([gradient])).sum().backward()
+        pruner.after_backward(step)
+        optimizer.step()
+        pruner.after_step(step)
+        if step == 1:
+            assert model.weight[0].tolist() == pytest.approx([0.9, 0.0, 0.0, 0.6])
+    assert model.weight[0].tolist() == pytest.approx([0.0, 0.3, 0.5, 0.0])
+
+
 @pytest.mark.parametrize("allocation", ["global", "lamp"])
 def test_ranking_again_changes_nothing_while_no_weight_moves(allocation: str) -> None:
     models = []

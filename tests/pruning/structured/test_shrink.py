@@ -39,33 +39,38 @@ def test_weights_and_optimizer_state_are_cut_alike(optimizer: str) -> None:
     train(model, None, bound, range(1, 4))
     weights = {n: t.clone() for n, t in model.state_dict().items()}
     old = {n: dict(bound.state[p]) for n, p in model.named_parameters()}
-    names = [[n for p in g["params"] for n, q in model.named_parameters() if q is p]
-             for g in bound.param_groups]
+    names = [
+        [n for p in g["params"] for n, q in model.named_parameters() if q is p]
+        for g in bound.param_groups
+    ]
     PLAN.apply(model, bound)
     kept = torch.tensor([1, 2, 5])
     dims = {"0.weight": 0, "0.bias": 0, "1.weight": 0, "1.bias": 0, "3.weight": 1}
     assert [g["lr_scale"] for g in bound.param_groups] == [2.0, 1.0]
     for name, parameter in model.named_parameters():
+
         def cut(t: torch.Tensor, name: str = name) -> torch.Tensor:
             return t.index_select(dims[name], kept) if name in dims else t
 
-        assert torch.equal(parameter, cut(weights[name])) and parameter.grad is None or (
-            name not in dims
+        assert (
+            torch.equal(parameter, cut(weights[name]))
+            and parameter.grad is None
+            or (name not in dims)
         )
         assert old[name].keys() == bound.state[parameter].keys()
         for key, value in bound.state[parameter].items():
             per_weight = value.shape == parameter.shape and value.dim() > 0
             assert torch.equal(value, cut(old[name][key]) if per_weight else old[name][key]), key
     assert torch.equal(model.get_buffer("1.running_var"), weights["1.running_var"][kept])
-    after = [[n for p in g["params"] for n, q in model.named_parameters() if q is p]
-             for g in bound.param_groups]
+    after = [
+        [n for p in g["params"] for n, q in model.named_parameters() if q is p]
+        for g in bound.param_groups
+    ]
     assert after == names  # the same parameters in the same order
     assert len(bound.state) == len(list(model.parameters()))
     before = [p.detach().clone() for p in model.parameters()]
     train(model, None, bound, range(4, 6))
-    assert all(
-        bool((a != b).any()) for a, b in zip(model.parameters(), before, strict=True)
-    )
+    assert all(bool((a != b).any()) for a, b in zip(model.parameters(), before, strict=True))
 
 
 def test_attributes_follow_and_layouts_stay() -> None:
@@ -170,8 +175,11 @@ def test_composition_by_hand() -> None:
 def test_a_plan_for_another_model_changes_nothing() -> None:
     model = small_cnn()
     shapes = {name: value.shape for name, value in model.state_dict().items()}
-    for wrong in ({"3.weight": {1: Cut(9, (0,))}}, {"5.weight": {0: Cut(8, (0,))}},
-                  {"0.bias": {1: Cut(8, (0,))}}):
+    for wrong in (
+        {"3.weight": {1: Cut(9, (0,))}},
+        {"5.weight": {0: Cut(8, (0,))}},
+        {"0.bias": {1: Cut(8, (0,))}},
+    ):
         with pytest.raises(UserError, match="does not fit the model"):
             ShrinkPlan({**PLAN.cuts, **wrong}).apply(model)
         assert {name: value.shape for name, value in model.state_dict().items()} == shapes
