@@ -28,15 +28,18 @@ _RECIPE_FIELDS = (("recipe",), ("transfer", "linear"), ("transfer", "full"))
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML whose scalars mean what they look like: `1e-3` is a number, `no` is a word."""
+    """YAML whose scalars mean what they look like: `1e-3` is a number, `no` and `2:4` are words."""
 
 
 _StrictLoader.yaml_implicit_resolvers = {
-    first: [
-        (tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] in ("int", "null")
-    ]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] == "null"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_StrictLoader.add_implicit_resolver(  # no base 60, in which 2:4 would be 124
+    "tag:yaml.org,2002:int",
+    re.compile(r"^[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+|0o?[0-7_]+)$"),
+    list("-+0123456789"),
+)
 _StrictLoader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), list("tf")
 )

@@ -287,6 +287,8 @@ def train(
     position = resume_file.load() if resume_file else None
     if position is None:
         keeper.start()
+        if average is not None:
+            average.restart(model)  # an event before the first step may have moved weights
         keeper.reshaped = False  # nothing is wrapped yet
     first_epoch = position.epoch if position else 0
     step = position.step if position else 0
@@ -346,6 +348,8 @@ def train(
             keeper.after_step(step)
             if keeper.reshaped:
                 keeper.reshaped = False
+                if average is not None:
+                    average.restart(model)  # it is an average of the smaller model from now on
                 if world > 1:  # the old wrapper reduces the gradients of the old parameters
                     wrapped = accelerator.prepare(model)
                     accelerator.free_memory()
@@ -422,6 +426,10 @@ class _Average:
         self.decay = decay
         self.values = {k: v.detach().clone() for k, v in model.state_dict().items()}
 
+    def restart(self, model: nn.Module) -> None:
+        """Forget everything but the values that the model has now."""
+        self.values = {k: v.detach().clone() for k, v in model.state_dict().items()}
+
     def update(self, model: nn.Module) -> None:
         for name, value in model.state_dict().items():
             if value.is_floating_point():
@@ -433,8 +441,7 @@ class _Average:
         return self.values
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        for name, value in state.items():
-            self.values[name].copy_(value)
+        self.values = {k: v.to(self.values[k].device, copy=True) for k, v in state.items()}
 
     def copy_to(self, model: nn.Module) -> None:
         """Put the average into the model."""

@@ -37,6 +37,11 @@ def test_one_arm_without_an_arms_list(tmp_path):
     assert arm.recipe.name == "demo" and arm.recipe.steps is not None
 
 
+def test_a_pattern_is_a_word_and_not_a_number_to_base_sixty():
+    value, _ = experiment_file.parse_yaml("{a: 2:4, b: 1:10, c: 1_000, d: 0x1f, e: -3}", "x")
+    assert value == {"a": "2:4", "b": "1:10", "c": 1000, "d": 31, "e": -3}
+
+
 def test_numbers_and_words_mean_what_they_look_like():
     value, _ = experiment_file.parse_yaml("{a: 1e-3, b: no, c: true, d: 007, e: 1.5, f: null}", "x")
     assert value == {"a": 0.001, "b": "no", "c": True, "d": 7, "e": 1.5, "f": None}

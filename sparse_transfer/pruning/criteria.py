@@ -7,8 +7,9 @@ removes from that pool. Gradual magnitude pruning has one stage, FGGP has two.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor
@@ -34,17 +35,33 @@ class Stage:
     pool: Callable[[int, int], int] | None = None
 
 
+@final
+class Magnitude(Mapping[str, Tensor]):
+    """Absolute values in float32, computed when a layer is asked for and not kept."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        self._values = values
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._values[name].detach().abs().float()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
 def magnitude(values: Mapping[str, Tensor]) -> Scores:
     """Absolute values in float32, of weights or of gradients.
 
     Raises:
         UserError: a value is NaN or infinite.
     """
-    scores = {name: value.detach().abs().float() for name, value in values.items()}
-    for name, score in scores.items():
-        if not bool(torch.isfinite(score.max())):  # max hands a NaN on
+    for name, value in values.items():
+        if not bool(torch.isfinite(torch.linalg.vector_norm(value.detach(), torch.inf))):
             raise diverged(name)
-    return scores
+    return Magnitude(values)
 
 
 def random(layers: Mapping[str, Tensor], generator: torch.Generator) -> Scores:
@@ -129,12 +146,17 @@ def lowest(scores: Tensor, count: int) -> Tensor:
         scores: (n,) float32, no NaN; +inf is chosen last.
         count: 0 to n.
     """
-    if count <= 0:
-        return torch.zeros_like(scores, dtype=torch.bool)
     order = torch.empty_like(scores, dtype=torch.int32)
-    parts = order.split(CHUNK)
-    for part, source in zip(parts, scores.split(CHUNK), strict=True):
+    for part, source in zip(order.split(CHUNK), scores.split(CHUNK), strict=True):
         part.copy_(_ordered_integers(source))
+    return _lowest(order, count)
+
+
+def _lowest(order: Tensor, count: int) -> Tensor:
+    """`lowest` of numbers that were made by `_ordered_integers`, (n,) int32."""
+    if count <= 0:
+        return torch.zeros_like(order, dtype=torch.bool)
+    parts = order.split(CHUNK)
     high_digit, before = _digit_of_rank(((part >> 16) + 2**15 for part in parts), count)
     high = high_digit - 2**15
     inside = [part[(part >> 16) == high] & 0xFFFF for part in parts]
@@ -200,9 +222,24 @@ def _dropped(
         wanted = before - keep if stage.pool is None else stage.pool(before, before - keep)
         assert wanted >= before - keep, "a pool smaller than the removal: refused by the schedule"
         if wanted < int(torch.count_nonzero(candidates)):
-            scores = _joined(stage.scores, names).masked_fill_(~candidates, torch.inf)
-            candidates = lowest(scores, wanted)
+            candidates = _lowest(_orders(stage.scores, names, candidates), wanted)
     return candidates
+
+
+def _orders(scores: Scores, names: Sequence[str], candidates: Tensor) -> Tensor:
+    """Joined int32 ranks of the scores, the highest where there is no candidate.
+
+    Layer by layer, so that of all scores only these four bytes each are held at once.
+    """
+    order = torch.empty_like(candidates, dtype=torch.int32)
+    offset = 0
+    for name in names:
+        flat = scores[name].reshape(-1)
+        for source in flat.split(CHUNK):
+            end = offset + len(source)
+            order[offset:end] = _ordered_integers(source)
+            offset = end
+    return order.masked_fill_(~candidates, torch.iinfo(torch.int32).max)
 
 
 def _joined(tensors: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:

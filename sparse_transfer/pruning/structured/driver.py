@@ -194,7 +194,8 @@ class StructuredPruner:
             return
         if not self._method.ema and step not in self._events:
             return
-        gradients = {n: p.grad for n, p in self._model.named_parameters() if p.grad is not None}
+        weights = dict(self._model.named_parameters())
+        gradients = {name: p.grad for name, p in weights.items() if p.grad is not None}
         for name in self._graph.groups:
             for part in read(self._method.importance, self._live(name)):
                 if part.weight in gradients:
@@ -204,7 +205,7 @@ class StructuredPruner:
                     "The layer is frozen or takes no part in the output.",
                     "Add it to `keep_dense`, or use `importance: l2`, which reads weights alone.",
                 )
-            now = self._score(name, gradients)
+            now = self._score(name, weights, gradients)
             mean = self._means.get(name)
             self._means[name] = now if mean is None else mean.lerp(now, 1 - self._method.ema)
 
@@ -327,7 +328,8 @@ class StructuredPruner:
     def _chosen(self, step: int, goal: float, last: bool) -> Alive:
         """What an event leaves: the fewest channels go that bring the MACs to `goal`."""
         assert self._graph is not None
-        layers = [self._layer(name) for name in self._graph.groups]
+        weights = dict(self._model.named_parameters())
+        layers = [self._layer(name, weights) for name in self._graph.groups]
         room = [self._method.room(layer.live, layer.before, last) for layer in layers]
         generator = torch.Generator().manual_seed(derive(self._seed, "channels", step))
         rule = self._method.allocate(layers, room, generator)
@@ -400,20 +402,21 @@ class StructuredPruner:
             self._means[name] = mean[alive[name][self._alive[name]].to(mean.device)]
         self._alive, self._slices, self.reshaped = alive, {}, True
 
-    def _layer(self, name: str) -> Layer:
-        scores = self._means[name] if name in self._means else self._score(name, {})
+    def _layer(self, name: str, weights: Mapping[str, Tensor]) -> Layer:
+        scores = self._means[name] if name in self._means else self._score(name, weights, {})
         scores = scores.cpu()
         if not bool(torch.isfinite(scores).all()):
             raise diverged(name)
-        shapes = {n: p.shape for n, p in self._model.named_parameters()}
+        shapes = {name: weight.shape for name, weight in weights.items()}
         slices = self._live(name)
         behind = fan(self._method.importance, slices, scores.numel(), shapes)
         return Layer(name, scores, self._alive[name].numel(), behind)
 
-    def _score(self, name: str, gradients: Mapping[str, Tensor]) -> Tensor:
-        slices, tensors = self._live(name), dict(self._model.named_parameters())
+    def _score(
+        self, name: str, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor]
+    ) -> Tensor:
         channels = int(self._alive[name].sum())
-        return score(self._method.importance, slices, channels, tensors, gradients)
+        return score(self._method.importance, self._live(name), channels, weights, gradients)
 
     def _live(self, name: str) -> list[Slice]:
         """Where the live channels of a group lie, on the device of the weights."""
