@@ -1,6 +1,6 @@
 """What each unstructured pruner adds to training: time per step and peak memory, against dense.
 
-    OMP_NUM_THREADS=2 python benchmarks/pruners.py [--methods gmp rigl ...] [--steps 9] [--json out.json]
+    OMP_NUM_THREADS=2 python benchmarks/pruners.py [--methods gmp rigl ...] [--json out.json]
 
 timm's ResNet-18, random 32 px images, batch 128, SGD with momentum, 90 % (2:4 where nothing else is
 possible). Dense and pruned training run in turn, step by step, in one process; the step ratio is
@@ -67,7 +67,7 @@ BYTES_LIMIT = {**dict.fromkeys(HOLDS_ONLY, 1.0)}
 
 
 class Training:
-    """One model in training under a method, or dense; every call of `step` is one optimizer step."""
+    """One model in training under a method, or dense; a call of `step` is an optimizer step."""
 
     def __init__(self, name: str | None, total: int) -> None:
         torch.manual_seed(0)

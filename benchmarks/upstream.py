@@ -9,9 +9,9 @@
 difference from a reference paired by seed with its 95 % interval, the minimum detectable effect
 (80 % power), mean rank over the seeds that all methods share, measured sparsity, MACs, dead
 channels. `controls` writes an experiment that prunes at random to the very number of weights that
-each run left in each layer, seed by seed; `floor` compares the two. `trend` tells whether the difference
-of two methods grows with the compression: its slope per doubling of 1 / (1 - sparsity), over seeds.
-With `--arms` the arms named are put into one table (same seeds, other recipes).
+each run left in each layer, seed by seed; `floor` compares the two. `trend` tells whether the
+difference of two methods grows with the compression: its slope per doubling of 1 / (1 - sparsity),
+over seeds. With `--arms` the arms named are put into one table (same seeds, other recipes).
 """
 
 from __future__ import annotations
@@ -142,6 +142,7 @@ def trend(runs: Sequence[Upstream], first: str, second: str) -> Iterable[str]:
     seeds = sorted({seed for m, _, seed in found if m == first})
     yield f"| fewer by | {first} − {second}, points [95 %] | MDE |"
     yield "|---|---|---|"
+    seeds = [x for x in seeds if all((m, s, x) in found for m in (first, second) for s in levels)]
     gaps = {s: [found[first, s, x] - found[second, s, x] for x in seeds] for s in levels}
     for level in levels:
         text, detectable = _difference(gaps[level])

@@ -48,13 +48,19 @@ class TrainingData(Protocol):
         ...
 
 
+class Cut(Protocol):
+    """What was left of every tensor when channels were removed."""
+
+    def cut(self, name: str, tensor: Tensor, /) -> Tensor: ...
+
+
 class MaskKeeper(Protocol):
     """What the loop asks of a pruner or of a fixed mask (`pruning/driver.py`)."""
 
     masks: Masks | None
     rewinds: dict[int, int]  # step → where the learning-rate schedule goes on from after it
     prunes: tuple[int, ...]  # steps after which fewer weights are left
-    reshaped: bool  # parameters were replaced by smaller ones; the loop sets it back
+    last_cut: Cut | None  # parameters were replaced by smaller ones; the loop sets it back
 
     def bind(self, optimizer: torch.optim.Optimizer) -> None: ...
     def parameter_groups(self) -> list[dict]: ...
@@ -289,7 +295,7 @@ def train(
         keeper.start()
         if average is not None:
             average.restart(model)  # an event before the first step may have moved weights
-        keeper.reshaped = False  # nothing is wrapped yet
+        keeper.last_cut = None  # nothing is wrapped yet
     first_epoch = position.epoch if position else 0
     step = position.step if position else 0
     wrapped = model
@@ -346,10 +352,10 @@ def train(
             if not keeper.skips_optimizer(step):
                 optimizer.step()
             keeper.after_step(step)
-            if keeper.reshaped:
-                keeper.reshaped = False
+            cut, keeper.last_cut = keeper.last_cut, None
+            if cut is not None:
                 if average is not None:
-                    average.restart(model)  # it is an average of the smaller model from now on
+                    average.shrink(cut)
                 if world > 1:  # the old wrapper reduces the gradients of the old parameters
                     wrapped = accelerator.prepare(model)
                     accelerator.free_memory()
@@ -429,6 +435,10 @@ class _Average:
     def restart(self, model: nn.Module) -> None:
         """Forget everything but the values that the model has now."""
         self.values = {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+    def shrink(self, cut: Cut) -> None:
+        """Go on as an average of what is left of each tensor."""
+        self.values = {name: cut.cut(name, value) for name, value in self.values.items()}
 
     def update(self, model: nn.Module) -> None:
         for name, value in model.state_dict().items():

@@ -27,8 +27,8 @@ def content_hash(spec: ModelSpec) -> str | None:
     """SHA-256 (hex) of the files that a model's weights come from, or None without such files.
 
     A local file is named by its bytes, a `local-dir:` by all of its JSON and weight files, or by
-    its config.json where the weights are others. Random weights and hub tags have no file of ours;
-    they are named by architecture, seed and tag.
+    those that give the architecture where the weights are others. Random weights and hub tags have
+    no file of ours; they are named by architecture, seed and tag.
 
     Raises:
         UserError: a file or folder is named that is not there.
@@ -41,7 +41,7 @@ def content_hash(spec: ModelSpec) -> str | None:
     suffixes = (".json", ".safetensors", *PICKLES)
     files = [path for path in sorted(folder.iterdir()) if path.suffix in suffixes]
     if spec.weights != "pretrained":  # the folder gives the architecture alone
-        files = [folder / "config.json"]
+        files = [path for path in files if path.name in ("config.json", "shrink.json")]
     total = hashlib.sha256()
     for path in files:
         total.update(f"{path.name} {file_digest(path)}\n".encode())

@@ -1,8 +1,8 @@
 """The driver: carries any pruning method, or a fixed mask, through the one training loop.
 
 The loop calls, in this order: `parameter_groups` and `bind` around making the optimizer, `start`,
-then for each optimizer step `penalty`, `after_backward`, `skips_optimizer`, `after_step`; `end_epoch`
-after each epoch, and `finish`. Everything else (when, which weights, what becomes of the optimizer
+for each optimizer step `penalty`, `after_backward`, `skips_optimizer`, `after_step`, after each
+epoch `end_epoch`, and `finish`. Everything else (when, which weights, what becomes of the optimizer
 state) is the method's.
 """
 
@@ -78,7 +78,7 @@ class Pruner:
         masks: the masks now; None as long as every weight trains.
         rewinds: step → where the learning-rate schedule goes on from after it.
         prunes: steps after which fewer weights are left than before.
-        reshaped: always False; tells the loop that no parameter was replaced.
+        last_cut: always None; tells the loop that no parameter was replaced by a smaller one.
 
     Raises:
         UserError: the target cannot be reached, see `events_of`.
@@ -113,7 +113,7 @@ class Pruner:
         events = sorted(self._events.items())
         self.rewinds = {t: e.rewinds_to for t, e in events if e.rewinds_to is not None}
         self.prunes = _pruning_steps(events, 1.0 - active / self._weights)
-        self.reshaped = False
+        self.last_cut = None
         self._memory: dict[str, Tensor] = {}
         # With target 0 a method does nothing at all, its penalties and proximal steps included.
         self._works = bool(sparsity) or not method.has_target
@@ -364,7 +364,7 @@ class FixedMask:
     def __init__(self, model: nn.Module, masks: Masks | None) -> None:
         self.rewinds: dict[int, int] = {}
         self.prunes: tuple[int, ...] = ()
-        self.reshaped = False
+        self.last_cut = None
         self._model, self.masks = model, masks
         self._optimizer: torch.optim.Optimizer | None = None
         self._keeps_zeros = False

@@ -183,7 +183,7 @@ def test_sparsity_zero_is_plain_training(name: str, steps: int) -> None:
     train(plain, None, OPTIMIZERS["sgd"](plain.parameters()), range(1, steps + 1))
     assert same(copy_of(pruned), copy_of(plain))
     summary = pruner.summary()
-    assert pruner.shrinking is None and summary["digest"] is None and not pruner.reshaped
+    assert pruner.shrinking is None and summary["digest"] is None and pruner.last_cut is None
     assert summary["measured_sparsity"] == 0 and summary["macs"] == cost.macs(plain, 8).dense
 
 
@@ -202,9 +202,9 @@ def test_training_goes_on_after_a_removal(name: str) -> None:
         assert all(a is b for a, b in zip(held, own, strict=True))
         assert set(bound.state) == set(own)
         assert all(bound.state[p]["momentum_buffer"].shape == p.shape for p in own)
-        if pruner.reshaped:
+        if pruner.last_cut is not None:
             removals += 1
-            pruner.reshaped = False
+            pruner.last_cut = None
             before = [p.detach().clone() for p in own]
             probe = torch.optim.SGD(own, lr=0.1)
             train(model, None, probe, range(90, 91))
@@ -218,11 +218,11 @@ def test_the_last_cut_brings_an_average_along() -> None:
     average: dict[str, Tensor] = copy_of(model)
 
     def follow(step: int) -> None:
-        if pruners[0].reshaped:
-            cut = pruners[0].last_cut
+        cut = pruners[0].last_cut
+        if cut is not None:
             for name in average:
                 average[name] = cut.cut(name, average[name])
-            pruners[0].reshaped = False
+            pruners[0].last_cut = None
         for name, value in model.state_dict().items():
             assert average[name].shape == value.shape
             average[name] = value.clone()
@@ -242,7 +242,7 @@ def test_an_optimizer_wrapped_by_accelerate_is_found() -> None:
     inner = OPTIMIZERS["sgd"](model.parameters())
     pruner.bind(Accelerator(cpu=True).prepare_optimizer(inner))
     pruner.start()
-    assert pruner.reshaped and pruner.prunes == (0,) and pruner.rewinds == {}
+    assert pruner.last_cut is not None and pruner.prunes == (0,) and pruner.rewinds == {}
     held = inner.param_groups[0]["params"]
     assert all(a is b for a, b in zip(held, model.parameters(), strict=True))
 

@@ -92,9 +92,8 @@ class StructuredPruner:
         masks: always None; what is pruned is gone.
         rewinds: none.
         prunes: the steps of the events.
-        reshaped: channels were removed since the reader last set it to False.
-        last_cut: what the latest removal cut, in the sizes before it; brings an average of the
-            weights, or anything else of their shapes, to the new ones (`last_cut.cut`).
+        last_cut: what was cut since the reader last set it to None, in the sizes before; brings an
+            average of the weights, or anything else of their shapes, to the new ones (`cut`).
 
     Raises:
         UserError: as `check_structured`.
@@ -103,8 +102,7 @@ class StructuredPruner:
     masks: Masks | None = None
     rewinds: dict[int, int]
     prunes: tuple[int, ...]
-    reshaped: bool
-    last_cut: ShrinkPlan
+    last_cut: ShrinkPlan | None
 
     def __init__(
         self,
@@ -149,7 +147,7 @@ class StructuredPruner:
         self._history: list[tuple[int, int, int]] = []  # step, channels removed, MACs left
         self._step = -1  # before `start`
         self.rewinds, self.prunes = {}, tuple(sorted(self._events))
-        self.reshaped, self.last_cut = False, ShrinkPlan({})
+        self.last_cut = None
 
     @property
     def shrinking(self) -> ShrinkPlan | None:
@@ -214,7 +212,7 @@ class StructuredPruner:
         return False
 
     def after_step(self, step: int) -> None:
-        """Run the event of this step; afterwards parameters may be new ones, see `reshaped`."""
+        """Run the event of this step; afterwards parameters may be new ones, see `last_cut`."""
         assert step == self._step + 1, f"step {step} after step {self._step}"
         self._step = step
         self._run_event(step)
@@ -396,11 +394,11 @@ class StructuredPruner:
 
     def _remove(self, alive: Alive) -> None:
         assert self._graph is not None
-        self.last_cut = self._graph.plan(alive, before=self._alive)
-        self.last_cut.apply(self._model, self._optimizer)
+        cut = self._graph.plan(alive, before=self._alive)
+        cut.apply(self._model, self._optimizer)
         for name, mean in self._means.items():
             self._means[name] = mean[alive[name][self._alive[name]].to(mean.device)]
-        self._alive, self._slices, self.reshaped = alive, {}, True
+        self._alive, self._slices, self.last_cut = alive, {}, cut
 
     def _layer(self, name: str, weights: Mapping[str, Tensor]) -> Layer:
         scores = self._means[name] if name in self._means else self._score(name, weights, {})

@@ -161,6 +161,9 @@ class ChannelGraph:
 def trace(model: nn.Module, *, image_size: int, keep_dense: Iterable[str] = ()) -> ChannelGraph:
     """Find and verify the groups of a model, which may lie on any device, also on `meta`.
 
+    The entry `depthwise` of `keep_dense` has no effect: a depthwise convolution makes no channels
+    of its own, it loses those that its input loses.
+
     Only the architecture counts: the trace runs on a CPU copy with made-up weights, so the same
     architecture has the same groups whatever its weights are. Left whole are the outputs of the
     network, groups with a layer of `keep_dense` among those that make the channels, and groups
@@ -172,9 +175,10 @@ def trace(model: nn.Module, *, image_size: int, keep_dense: Iterable[str] = ()) 
     probe = _probe(model)
     images = _images(model, image_size)
     weights = prunable(probe)
+    kept = [entry for entry in keep_dense if entry != "depthwise"]
     staying = {
         "it is the output of the network": weights.keys() - prunable(probe, ["head"]).keys(),
-        "a layer that makes it is kept dense": weights.keys() - prunable(probe, keep_dense).keys(),
+        "a layer that makes it is kept dense": weights.keys() - prunable(probe, kept).keys(),
     }
     groups, whole = _coupled(probe, images[:1])
     for reason, layers in staying.items():
@@ -200,8 +204,8 @@ def nothing_left(graph: ChannelGraph) -> UserError:
         f"All {len(graph.whole)} groups of channels stay: {'; '.join(reasons)}."
         if reasons
         else "It has no group of channels.",
-        "Remove an entry of `keep_dense` (`depthwise` keeps every channel that passes through a "
-        "depthwise convolution), use another architecture, or prune single weights with gmp.",
+        "Remove an entry of `keep_dense`, use another architecture, or prune single weights with "
+        "gmp.",
     )
 
 

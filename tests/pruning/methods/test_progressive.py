@@ -120,6 +120,19 @@ def test_scores_are_a_running_mean() -> None:
     torch.testing.assert_close(fresh._means["3"], 9 * first)
 
 
+def test_a_running_mean_stays_with_its_channel() -> None:
+    model = small_cnn()
+    pruner = make_pruner(model, "progressive", 0.5, 2, start=0.5, updates=1)
+    pruner._means = {"0": torch.arange(8.0).flip(0), "3": torch.arange(12.0)}
+    pruner.start()
+    pruner.after_step(1)
+    assert pruner.last_cut is not None
+    for name, numbers in (("0", torch.arange(8.0).flip(0)), ("3", torch.arange(12.0))):
+        left = numbers[pruner._alive[name]]
+        assert 0 < len(left) < len(numbers)
+        assert torch.equal(pruner._means[name], left)
+
+
 class Loss:
     """Stands in for the loss: so much for every channel that is gone."""
 

@@ -63,7 +63,7 @@ def test_the_penalty_shrinks_scales_until_the_cut_and_ends_there() -> None:
         assert pruner.prunes == (20,) and (pruner.penalty() is not None) == (strength > 0)
         total = sum(float(model.get_parameter(f"{n}.weight").detach().abs().sum()) for n in (1, 4))
         train(model, pruner, bound, range(20, 21))  # type: ignore[arg-type]
-        assert pruner.penalty() is None and pruner.reshaped
+        assert pruner.penalty() is None and pruner.last_cut is not None
         return total
 
     assert at_the_cut(0.05) < 0.9 * at_the_cut(0.0)

@@ -71,7 +71,7 @@ def test_one_update_is_train_prune_fine_tune() -> None:
     bound = OPTIMIZERS["sgd"](model.parameters())
     pruner.bind(bound)
     pruner.start()
-    assert pruner.shrinking is None and not pruner.reshaped
+    assert pruner.shrinking is None and pruner.last_cut is None
 
 
 def test_max_share_limits_every_layer() -> None:

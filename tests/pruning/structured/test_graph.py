@@ -141,9 +141,14 @@ def test_layers_kept_dense_keep_their_groups() -> None:
     assert len(graph.groups) == 10
     kept = {n for n, why in graph.whole.items() if why == "a layer that makes it is kept dense"}
     assert kept == {"conv1", "layer2.0.conv1"}
-    mobile = trace(tiny_mobilenet(), image_size=16, keep_dense=["depthwise"])
-    # the expansions pass through depthwise convolutions; stem and projections do not
-    assert set(mobile.groups) == {"0", "2.6", "3.6"}
+
+
+def test_depthwise_convolutions_have_no_channels_of_their_own_to_keep() -> None:
+    free = trace(tiny_mobilenet(), image_size=16)
+    assert set(free.groups) == {"0", "2.0", "2.6", "3.0", "3.6"}
+    assert trace(tiny_mobilenet(), image_size=16, keep_dense=["depthwise"]).groups.keys() == (
+        free.groups.keys()
+    )
 
 
 def test_transformers_lose_hidden_units_alone() -> None:
