@@ -26,6 +26,7 @@ from sparse_transfer.devices import all_agree, autocast
 from sparse_transfer.distillation import Distillation
 from sparse_transfer.errors import StopRequested, TrainingDiverged, UserError
 from sparse_transfer.pruning.masks import Masks
+from sparse_transfer.pruning.structured.shrink import ShrinkPlan
 from sparse_transfer.resume import ResumeFile, Stateful
 from sparse_transfer.seeds import derive
 
@@ -48,19 +49,13 @@ class TrainingData(Protocol):
         ...
 
 
-class Cut(Protocol):
-    """What was left of every tensor when channels were removed."""
-
-    def cut(self, name: str, tensor: Tensor, /) -> Tensor: ...
-
-
 class MaskKeeper(Protocol):
     """What the loop asks of a pruner or of a fixed mask (`pruning/driver.py`)."""
 
     masks: Masks | None
     rewinds: dict[int, int]  # step → where the learning-rate schedule goes on from after it
     prunes: tuple[int, ...]  # steps after which fewer weights are left
-    last_cut: Cut | None  # parameters were replaced by smaller ones; the loop sets it back
+    last_cut: ShrinkPlan | None  # parameters were replaced by smaller ones; the loop sets it back
 
     def bind(self, optimizer: torch.optim.Optimizer) -> None: ...
     def parameter_groups(self) -> list[dict]: ...
@@ -436,7 +431,7 @@ class _Average:
         """Forget everything but the values that the model has now."""
         self.values = {k: v.detach().clone() for k, v in model.state_dict().items()}
 
-    def shrink(self, cut: Cut) -> None:
+    def shrink(self, cut: ShrinkPlan) -> None:
         """Go on as an average of what is left of each tensor."""
         self.values = {name: cut.cut(name, value) for name, value in self.values.items()}
 

@@ -23,6 +23,7 @@ from sparse_transfer.errors import UserError
 from sparse_transfer.pruning.allocation import check_keep, keep_count
 from sparse_transfer.pruning.masks import Masks, assert_zeros, enforce, keeps_zeros, mask_gradients
 from sparse_transfer.pruning.method import AbstractMethod, Change, Event, Scene, Target
+from sparse_transfer.pruning.structured.shrink import ShrinkPlan
 from sparse_transfer.seeds import derive
 
 logger = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ class Pruner:
         events = sorted(self._events.items())
         self.rewinds = {t: e.rewinds_to for t, e in events if e.rewinds_to is not None}
         self.prunes = _pruning_steps(events, 1.0 - active / self._weights)
-        self.last_cut = None
+        self.last_cut: ShrinkPlan | None = None
         self._memory: dict[str, Tensor] = {}
         # With target 0 a method does nothing at all, its penalties and proximal steps included.
         self._works = bool(sparsity) or not method.has_target
@@ -364,7 +365,7 @@ class FixedMask:
     def __init__(self, model: nn.Module, masks: Masks | None) -> None:
         self.rewinds: dict[int, int] = {}
         self.prunes: tuple[int, ...] = ()
-        self.last_cut = None
+        self.last_cut: ShrinkPlan | None = None
         self._model, self.masks = model, masks
         self._optimizer: torch.optim.Optimizer | None = None
         self._keeps_zeros = False

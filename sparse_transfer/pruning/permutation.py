@@ -79,11 +79,13 @@ def reordered(
     for chain in found:
         weight = f"{chain.consumer}.weight"
         order = search(tensors[weight], pattern, generator).to(tensors[weight].device)
-        values[weight] = values.get(weight, tensors[weight])[:, order]
+        current = values if weight in values else tensors
+        values[weight] = current[weight][:, order]
         for path in (chain.producer, *chain.between):
             for name, _ in _per_channel(model.get_submodule(path)):
                 full = f"{path}.{name}"
-                values[full] = values.get(full, tensors[full])[order]
+                current = values if full in values else tensors
+                values[full] = current[full][order]
     return values
 
 

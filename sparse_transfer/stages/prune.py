@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparse_transfer import (
     batchnorm,
@@ -29,14 +29,11 @@ from sparse_transfer import (
 from sparse_transfer.distillation import Distillation
 from sparse_transfer.errors import UserError
 from sparse_transfer.images import Images
-from sparse_transfer.pruning.driver import Pruner
-from sparse_transfer.pruning.layers import prunable
 from sparse_transfer.pruning.masks import Masks
-from sparse_transfer.pruning.method import AbstractMethod
 from sparse_transfer.pruning.structured.driver import StructuredPruner
-from sparse_transfer.pruning.structured.method import AbstractStructuredMethod
 from sparse_transfer.pruning.structured.shrink import ShrinkPlan
 from sparse_transfer.seeds import derive
+from sparse_transfer.stages import keeper
 from sparse_transfer.stages.context import Context
 from sparse_transfer.weights import LOCAL_DIR
 
@@ -212,7 +209,7 @@ def _prune(
         smallest = loop.smallest_batch(model, world)
         total = loop.total_steps(len(images), recipe, smallest)
         per_epoch = loop.steps_per_epoch(len(images), recipe, smallest)
-    pruner = _keeper(method, spec, model, given, images, total, per_epoch, context)
+    pruner = keeper.make(method, spec, model, given, images, total, per_epoch, context)
     training: dict[str, Any] = {}
     if images is not None and trains:
         trained = loop.train(
@@ -238,64 +235,6 @@ def _prune(
     model.eval()
     shrinking = pruner.shrinking if isinstance(pruner, StructuredPruner) else None
     return _Pruned(pruner.masks, pruner.summary(), training, shrinking)
-
-
-def _keeper(
-    method: AbstractMethod[Any] | AbstractStructuredMethod[Any],
-    spec: plan.PruneSpec,
-    model: nn.Module,
-    given: Masks | None,
-    images: inputs.AugmentedImages | None,
-    total: int,
-    per_epoch: int,
-    context: Context,
-) -> Pruner | StructuredPruner:
-    """The driver of the method: of masks, or of channels that are removed."""
-    recipe = spec.recipe
-    examples = None
-    if images is not None:
-        shown, device = images, context.accelerator.device
-
-        def examples(step: int, number: int, count: int) -> tuple[Tensor, Tensor]:
-            inputs_, labels = shown.examples(step, number, count)
-            return inputs_.to(device), labels.to(device)
-
-    if isinstance(method, AbstractStructuredMethod):
-        if given is not None:
-            raise UserError(
-                f"'{spec.method.name}' cannot prune channels of a model that has a mask.",
-                f"Its mask leaves out {given.sparsity():.4f} of its prunable weights.",
-                "Start from the dense checkpoint.",
-            )
-        return StructuredPruner(
-            model,
-            method=method,
-            sparsity=spec.sparsity,
-            keep_dense=recipe.keep_dense,
-            image_size=spec.preprocess.image_size,
-            total_steps=total,
-            steps_per_epoch=per_epoch,
-            seed=spec.seed,
-            examples=examples,
-            learning_rate=lambda step: loop.learning_rate(step, total, per_epoch, recipe),
-        )
-    layers = (
-        prunable(model, recipe.keep_dense)
-        if given is None
-        else {name: model.get_parameter(name) for name in given}
-    )
-    return Pruner(
-        model,
-        method=method,
-        sparsity=spec.sparsity,
-        layers=layers,
-        total_steps=total,
-        steps_per_epoch=per_epoch,
-        seed=spec.seed,
-        masks=given,
-        examples=examples,
-        image_size=spec.preprocess.image_size,
-    )
 
 
 def _teacher(spec: plan.PruneSpec, model: nn.Module) -> Distillation | None:
