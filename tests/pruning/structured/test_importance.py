@@ -11,6 +11,8 @@ import torch_pruning
 from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 
+from sparse_transfer.pruning.driver import Pruner
+from sparse_transfer.pruning.methods import snip
 from sparse_transfer.pruning.structured.graph import trace
 from sparse_transfer.pruning.structured.importance import (
     Importance,
@@ -167,3 +169,30 @@ def test_one_ranking_over_layers_by_hand() -> None:
     parts = list(values.split([20, 30]))
     below = values < np.partition(values.numpy(), 17)[17]
     assert lowest_counts(parts, [20, 30])(17) == [int(p.sum()) for p in below.split([20, 30])]
+
+
+def test_taylor_ranks_like_snip_where_a_channel_is_one_weight() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 12, 1, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(12 * 9, 5)
+    )
+    images, labels = torch.randn(16, 1, 3, 3), torch.randint(5, (16,))
+    nn.functional.cross_entropy(model(images), labels).backward()
+    tensors = {name: p.detach() for name, p in model.named_parameters()}
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    part = [Slice("0.weight", 0, "output", torch.arange(12), torch.arange(12))]
+    taylor = score("taylor", part, 12, tensors, gradients)
+    pruner = Pruner(
+        model,
+        method=snip.Method(snip.Method.Options(batches=1, batch_size=16)),
+        sparsity=0.5,
+        layers={"0.weight": model.get_parameter("0.weight")},
+        total_steps=0,
+        steps_per_epoch=0,
+        seed=0,
+        examples=lambda step, number, count: (images, labels),
+    )
+    pruner.start()
+    assert pruner.masks is not None
+    kept = pruner.masks["0.weight"].flatten()
+    assert kept.sum() == 6 and taylor[kept].min() > taylor[~kept].max()
