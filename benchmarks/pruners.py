@@ -9,9 +9,8 @@ that. "amortised" spreads the events over a training of 160 epochs of CIFAR-10 (
 many as the method's defaults make of it, except that rigl, set and granet update every 100 steps.
 Memory is the peak of a fresh process for each method minus that of a dense one, over the number of
 prunable weights, events included; the net is `resnet18_cifar` there, whose activations at 32 px are
-those of a real training (timm's shrinks the image eightfold at once). Limits, as exit code 1: 5 % for methods that only hold a
-mask, 8 % for rigl and granet, one byte per weight for those that only hold a mask and look at
-weights.
+those of a real training (timm's shrinks the image eightfold at once). Limits, as exit code 1: 5 %
+and one byte per weight for methods that only hold a mask, 8 % for rigl and granet.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ import timm
 import torch
 from torch import nn
 
+import sparse_transfer.models  # noqa: F401 - registers resnet18_cifar
 from sparse_transfer import plugins
 from sparse_transfer.pruning.driver import Pruner
 from sparse_transfer.pruning.layers import prunable

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from sparse_transfer import (
@@ -258,7 +257,7 @@ def _score(
         images,
         accelerator=context.accelerator,
         batch_size=_EVALUATION_BATCH,
-        precision=spec.recipe.precision if torch.cuda.is_available() else "fp32",
+        precision=spec.recipe.precision,
     )
     return evaluation.row(
         out,
