@@ -16,6 +16,7 @@ from sparse_transfer.errors import UserError
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
+    from torch import nn
 
 Precision = Literal["fp32", "bf16"]
 
@@ -45,6 +46,19 @@ def rank() -> int:
             "Start with torchrun or accelerate launch, or unset both variables.",
         )
     return found
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give every process the buffers of process 0; nothing where there is one process.
+
+    Batch-norm statistics are each process's own after a step; what is read off the model must not
+    differ between processes.
+    """
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, src=0)
 
 
 @cache

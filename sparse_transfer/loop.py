@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_transfer import config, signals
-from sparse_transfer.devices import all_agree, autocast
+from sparse_transfer.devices import all_agree, autocast, share_buffers
 from sparse_transfer.distillation import Distillation
 from sparse_transfer.errors import StopRequested, TrainingDiverged, UserError
 from sparse_transfer.pruning.masks import Masks
@@ -55,6 +55,7 @@ class MaskKeeper(Protocol):
     masks: Masks | None
     rewinds: dict[int, int]  # step → where the learning-rate schedule goes on from after it
     prunes: tuple[int, ...]  # steps after which fewer weights are left
+    averages: bool  # whether an average of the weights over training makes sense
     last_cut: ShrinkPlan | None  # parameters were replaced by smaller ones; the loop sets it back
 
     def bind(self, optimizer: torch.optim.Optimizer) -> None: ...
@@ -126,8 +127,8 @@ def total_steps(n: int, training: config.Training, smallest: int = 2) -> int:
     return (training.epochs or 0) * steps_per_epoch(n, training, smallest)
 
 
-def learning_rate(step: int, total: int, per_epoch: int, training: config.Training) -> float:
-    """The learning rate of optimizer step `step` (1 … total).
+def learning_rate(step: float, total: int, per_epoch: int, training: config.Training) -> float:
+    """The learning rate of optimizer step `step` (1 … total, or between them where squeezed).
 
     Linear warm-up to the peak over `warmup_steps`, then constant, along half a cosine or a line to
     `floor`, or in steps by `gamma` at the start of each epoch in `milestones`.
@@ -147,18 +148,20 @@ def learning_rate(step: int, total: int, per_epoch: int, training: config.Traini
     return peak
 
 
-def schedule_position(step: int, total: int, restarts: Mapping[int, int]) -> tuple[int, int]:
-    """Where a schedule that starts again stands: (its own step, its own length).
+def schedule_position(step: int, total: int, restarts: Mapping[int, int]) -> float:
+    """Where the recipe's schedule stands at a step: a step of the recipe, from 1.
+
+    Without restarts that is the step itself. A restart takes the schedule back, and whatever lies
+    between two restarts is the rest of the whole schedule, squeezed: warm-up and milestones too.
 
     Args:
         step: optimizer step, 1 … total.
-        restarts: step → position that the schedule goes on from after it. Each part ends where
-            the next begins, so its length is that position plus the steps between.
+        restarts: step → the recipe's step that the schedule goes on from after it.
     """
     begun = max((at for at in restarts if at < step), default=0)
-    position = restarts.get(begun, 0)
+    first = restarts.get(begun, 0)
     end = min((at for at in restarts if at >= step), default=total)
-    return position + step - begun, position + end - begun
+    return first + 1 + (step - 1 - begun) * (total - first) / (end - begun)
 
 
 def check_schedule(training: config.Training, total: int) -> None:
@@ -176,17 +179,21 @@ def check_schedule(training: config.Training, total: int) -> None:
         )
 
 
-def check_average(training: config.Training, rewinds: Mapping[int, int]) -> None:
-    """Refuse to average weights over a rewinding.
+def check_average(training: config.Training, averages: bool) -> None:
+    """Refuse an average of weights where it would be no sparse network.
+
+    Args:
+        averages: what the keeper says of its method.
 
     Raises:
-        UserError: the training keeps an average and the method rewinds.
+        UserError: the training keeps an average and the method does not allow one.
     """
-    if training.ema and rewinds:
+    if training.ema and not averages:
         raise UserError(
-            "A method that rewinds cannot be trained with `ema`.",
-            "The average would mix the weights of several trainings.",
-            "Set `ema: null` in the recipe, or choose a method that does not rewind, such as gmp.",
+            "This method cannot be trained with `ema`.",
+            "It rewinds, and the average would mix several trainings, or its zeros come and go, "
+            "and an average of them is not zero.",
+            "Set `ema: null` in the recipe, or choose another method, such as gmp.",
         )
 
 
@@ -274,10 +281,11 @@ def train(
     # Convolutions run up to twice as fast in this layout, on CPUs and GPUs alike.
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     check_schedule(training, total)
-    check_average(training, keeper.rewinds)
-    restarts = dict(keeper.rewinds)
+    check_average(training, keeper.averages)
+    restarts: dict[int, int] = {}
     if restart_on_prune:
-        restarts |= {at: training.schedule.warmup_steps for at in keeper.prunes if at < total}
+        restarts = {at: training.schedule.warmup_steps for at in keeper.prunes if at < total}
+    restarts |= keeper.rewinds
     optimizer = build_optimizer(model, training.optimizer, keeper.parameter_groups())
     keeper.bind(optimizer)
     average = _Average(model, training.ema) if training.ema else None
@@ -313,8 +321,8 @@ def train(
             if step >= total:
                 break
             step += 1
-            position_now, length = schedule_position(step, total, restarts)
-            rate = learning_rate(position_now, length, per_epoch, training)
+            position_now = schedule_position(step, total, restarts)
+            rate = learning_rate(position_now, total, per_epoch, training)
             for parameter_group in optimizer.param_groups:
                 parameter_group["lr"] = rate * parameter_group["lr_scale"]
             optimizer.zero_grad(set_to_none=True)
@@ -376,22 +384,12 @@ def train(
             keeper.masks.apply(model.named_parameters())
     keeper.finish()
     optimizer.zero_grad(set_to_none=True)
-    if world > 1:
-        _share_buffers(model)
+    share_buffers(model)  # the model of process 0 is the one that is saved
     return Trained(
         tuple(losses),
         position.epoch if position else None,
         resume_file.warnings if resume_file else (),
     )
-
-
-def _share_buffers(model: nn.Module) -> None:
-    """Give every process the buffers of process 0, whose model is the one that is saved.
-
-    Batch-norm statistics are each process's own after the last step.
-    """
-    for buffer in model.buffers():
-        torch.distributed.broadcast(buffer, src=0)
 
 
 def _groups(batches: list[Tensor], size: int) -> Iterator[list[Tensor]]:

@@ -278,16 +278,33 @@ def test_a_line_and_a_floor_by_hand():
     assert rate[0] == 1.0 and rate[5] == pytest.approx(0.6) and rate[-1] > 0.2
 
 
-@given(st.integers(1, 60), st.dictionaries(st.integers(1, 60), st.integers(0, 9), max_size=5))
-def test_a_schedule_without_restarts_is_itself_and_each_part_ends_at_the_next(total, restarts):
-    restarts = {at: to for at, to in restarts.items() if at < total}
+@given(st.integers(1, 60), st.dictionaries(st.integers(0, 60), st.integers(0, 9), max_size=5))
+def test_a_schedule_is_itself_and_after_a_restart_the_rest_of_it_squeezed(total, restarts):
+    assert [loop.schedule_position(t, total, {}) for t in range(1, total + 1)] == list(
+        range(1, total + 1)
+    )
+    restarts = {at: min(to, total - 1) for at, to in restarts.items() if at < total}
     positions = [loop.schedule_position(step, total, restarts) for step in range(1, total + 1)]
-    assert all(1 <= position <= length for position, length in positions)
-    for step, (position, length) in enumerate(positions, start=1):
-        is_last = step == total or step in restarts
-        assert (position == length) == is_last
-        assert position == (restarts.get(step - 1, 0) + 1 if step - 1 in {0, *restarts}
-                            else positions[step - 2][0] + 1)  # fmt: skip
+    ends = sorted({*restarts, total} - {0})
+    for begun, end in zip(sorted({0, *restarts}), ends, strict=True):
+        first, part = restarts.get(begun, 0), positions[begun:end]
+        assert part[0] == first + 1  # the step after it, whatever the stride
+        stride = (total - first) / (end - begun)
+        assert part == pytest.approx([first + 1 + i * stride for i in range(end - begun)])
+
+
+def test_milestones_and_warm_up_are_squeezed_too():
+    recipe = settings(
+        epochs=10, steps=None, optimizer={"lr": 1.0},
+        schedule={"name": "step", "milestones": [5, 8], "warmup_steps": 4},
+    )  # fmt: skip
+    rates = [
+        loop.learning_rate(loop.schedule_position(t, 40, {20: 0}), 40, 4, recipe)
+        for t in range(1, 41)
+    ]
+    assert rates[:20] == rates[20:]
+    expected = [0.25, 0.75, *[1] * 8, *[0.1] * 6, *[0.01] * 4]
+    assert rates[:20] == pytest.approx(expected)
 
 
 def test_the_learning_rate_begins_anew_after_each_pruning_without_a_second_warm_up():
@@ -308,11 +325,26 @@ def test_the_learning_rate_begins_anew_after_each_pruning_without_a_second_warm_
     keeper.after_step = look  # type: ignore[method-assign]
     train(model, recipe, keeper, restart_on_prune=True)
     third = [1, 2 / 3, 1 / 3]
-    assert seen == pytest.approx([0.5, 1, 1, 0.75, 0.5, 0.25, *third, *third])
+    assert seen == pytest.approx([0.5, 1, 0.8, 0.6, 0.4, 0.2, *third, *third])
 
 
-def test_an_average_over_a_rewinding_is_refused():
+def test_a_rewinding_of_the_method_goes_before_a_restart_of_the_recipe():
+    keeper, seen = pruner(net(), 0.5, 12, start=0.25, end=0.75, updates=2), []
+    keeper.rewinds = {9: 6}
+    after_step = keeper.after_step
+
+    def look(step: int) -> None:
+        seen.append(keeper._optimizer.param_groups[0]["lr"])  # type: ignore[union-attr]
+        after_step(step)
+
+    keeper.after_step = look  # type: ignore[method-assign]
+    line = settings(optimizer={"lr": 1.0}, schedule={"name": "linear"})
+    train(keeper._model, line, keeper, restart_on_prune=True)
+    assert seen[6] == 1 and seen[9] == pytest.approx(0.5)
+
+
+def test_an_average_of_what_cannot_be_averaged_is_refused():
     keeper = pruner(net(), 0.5, 12)
-    keeper.rewinds = {6: 0}
-    with pytest.raises(UserError, match="rewinds cannot be trained with `ema`"):
+    keeper.averages = False
+    with pytest.raises(UserError, match="cannot be trained with `ema`"):
         train(net(), settings(ema=0.9), keeper)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sparse_transfer.config import Frozen
+from sparse_transfer.devices import share_buffers
 from sparse_transfer.errors import UserError
 from sparse_transfer.pruning.allocation import check_keep, keep_count
 from sparse_transfer.pruning.masks import Masks, assert_zeros, enforce, keeps_zeros, mask_gradients
@@ -40,19 +41,22 @@ def events_of(
     shapes: _Shapes,
     total_steps: int,
     has_images: bool = True,
+    active: int | None = None,
 ) -> dict[int, Event]:
-    """The events of a run that starts dense, or the reason why it cannot be done; nothing is run.
+    """The events of a run, or the reason why it cannot be done; nothing is run.
 
     Args:
         sparsity: target in [0, 1) over the prunable weights; 0 gives no events.
         shapes: shape of the weight, (out, in, *kernel), by prunable layer.
         has_images: whether there are training images to show to the method.
+        active: weights that are left at the start; None for a dense model.
 
     Raises:
         UserError: sparsity outside [0, 1), a layer that would be empty, a schedule that does not
             fit into the training, a method without target asked for one, no images to look at.
     """
-    active = sum(torch.Size(shape).numel() for shape in shapes.values())
+    if active is None:
+        active = sum(torch.Size(shape).numel() for shape in shapes.values())
     return _events(method, sparsity, shapes, active, total_steps, has_images)
 
 
@@ -77,8 +81,9 @@ class Pruner:
 
     Attributes:
         masks: the masks now; None as long as every weight trains.
-        rewinds: step → where the learning-rate schedule goes on from after it.
+        rewinds: step → the recipe's step that the learning-rate schedule goes on from after it.
         prunes: steps after which fewer weights are left than before.
+        averages: whether an average of the weights over training is a network of the same zeros.
         last_cut: always None; tells the loop that no parameter was replaced by a smaller one.
 
     Raises:
@@ -115,6 +120,7 @@ class Pruner:
         self.rewinds = {t: e.rewinds_to for t, e in events if e.rewinds_to is not None}
         self.prunes = _pruning_steps(events, 1.0 - active / self._weights)
         self.last_cut: ShrinkPlan | None = None
+        self.averages = not self.rewinds and not method.shrinks
         self._memory: dict[str, Tensor] = {}
         # With target 0 a method does nothing at all, its penalties and proximal steps included.
         self._works = bool(sparsity) or not method.has_target
@@ -123,6 +129,13 @@ class Pruner:
         self._captured: dict[str, dict[str, Tensor]] = {}
         self._step = -1  # before `start`
         self._relaxed = dict(method.relax(layers)) if self._works else {}
+        if self._relaxed and masks is not None:
+            raise UserError(
+                f"'{method.name}' cannot go on from a model that is sparse already.",
+                f"It learns which weights are zero; the model's mask leaves out "
+                f"{masks.sparsity():.4f} of them.",
+                "Start from the dense model, or prune on with gmp.",
+            )
         for name, relaxation in self._relaxed.items():
             parametrize.register_parametrization(*self._place(name), relaxation)
         self._hold(masks)
@@ -136,11 +149,8 @@ class Pruner:
         return [{"params": extra, **self._method.relaxed_options()}] if extra else []
 
     def penalty(self) -> Tensor | None:
-        """A term to add to the loss, or None."""
-        has_one = type(self._method).penalty is not AbstractMethod.penalty
-        if not (has_one and self._works):
-            return None
-        return self._method.penalty(self._relaxed, self._layers())
+        """A term to add to the loss of the last pass of a step, or None."""
+        return self._method.penalty(self._relaxed) if self._relaxed else None
 
     def bind(self, optimizer: torch.optim.Optimizer) -> None:
         """Take the optimizer whose state is masked; once, the model being on its device."""
@@ -279,6 +289,7 @@ class Pruner:
             image_size=self._image_size,
         )
         if "model" in event.needs:
+            share_buffers(self._model)  # every process must choose alike
             with _observed(self._model):
                 chosen = event.choose(scene)
         else:
@@ -365,6 +376,7 @@ class FixedMask:
     def __init__(self, model: nn.Module, masks: Masks | None) -> None:
         self.rewinds: dict[int, int] = {}
         self.prunes: tuple[int, ...] = ()
+        self.averages = True
         self.last_cut: ShrinkPlan | None = None
         self._model, self.masks = model, masks
         self._optimizer: torch.optim.Optimizer | None = None
@@ -508,6 +520,12 @@ def _events(
                 f"'{method.name}' cannot be given a sparsity (asked for {sparsity:g}).",
                 "It has no target.",
                 "Leave the sparsity out, or choose a method that has one, such as gmp.",
+            )
+        if method.learns_mask and not total_steps:
+            raise UserError(
+                f"'{method.name}' learns its zeros, and there is no training.",
+                "The recipe has no steps.",
+                "Choose a recipe that trains, or a method that prunes at once, such as magnitude.",
             )
     elif keep_count(total, sparsity) > active:
         raise UserError(

@@ -115,7 +115,8 @@ class Event:
         needs: what must be captured in the backward pass of that step, or the whole model.
         resets_optimizer: zero all optimizer state of all parameters.
         skips_optimizer: the masks change instead of an optimizer step, not after it.
-        rewinds_to: the learning-rate schedule goes on as after this step; None: undisturbed.
+        rewinds_to: the learning-rate schedule goes on as after this step of the recipe, squeezed
+            into what lies before the next rewinding; None: undisturbed.
     """
 
     kind: str
@@ -172,10 +173,8 @@ class AbstractMethod(ABC, Generic[O_co]):
         """Optimizer options of the parameters that `relax` brings."""
         return {}
 
-    def penalty(
-        self, relaxed: Mapping[str, nn.Module], weights: Mapping[str, Tensor]
-    ) -> Tensor | None:
-        """A term for the loss, computed from the modules that `relax` made and the weights."""
+    def penalty(self, relaxed: Mapping[str, nn.Module]) -> Tensor | None:
+        """A term for the loss of a step, from the modules that `relax` made."""
         return None
 
     def shrink(self, weights: Mapping[str, Tensor], rate: float) -> None:

@@ -208,6 +208,7 @@ def _prune(
         smallest = loop.smallest_batch(model, world)
         total = loop.total_steps(len(images), recipe, smallest)
         per_epoch = loop.steps_per_epoch(len(images), recipe, smallest)
+    teacher = _teacher(spec, model)  # before anything is put around its weights
     pruner = keeper.make(method, spec, model, given, images, total, per_epoch, context)
     training: dict[str, Any] = {}
     if images is not None and trains:
@@ -220,7 +221,7 @@ def _prune(
             accelerator=context.accelerator,
             resume=out,
             progress=lambda done, total: context.progress.update("steps", done, total),
-            distillation=_teacher(spec, model),
+            distillation=teacher,
             restart_on_prune=recipe.lr_restarts == "prune",
         )
         training = {

@@ -407,7 +407,7 @@ class Relaxed(AbstractMethod[Frozen]):
     def relaxed_options(self) -> Mapping[str, float]:
         return {"lr": 0.5, "weight_decay": 0.0}
 
-    def penalty(self, relaxed: Mapping[str, nn.Module], weights: Mapping[str, Tensor]) -> Tensor:
+    def penalty(self, relaxed: Mapping[str, nn.Module]) -> Tensor:
         return -0.01 * torch.stack([module.s for module in relaxed.values()]).sum()  # type: ignore[arg-type]
 
 

@@ -130,7 +130,8 @@ def train(
             images, labels = batch(step, part, size)
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 loss = nn.functional.cross_entropy(model(images), labels)
-            penalty = pruner.penalty() if pruner is not None else None
+            is_last = part == accumulation - 1
+            penalty = pruner.penalty() if pruner is not None and is_last else None
             (loss if penalty is None else loss + penalty).backward()
         if pruner is not None:
             pruner.after_backward(step)

@@ -6,8 +6,8 @@ at the rewinding step; the learning rate goes on from there and the optimizer st
 `rewinding: learning_rate` the weights stay and only the learning rate is rewound.
 
 Family: train-prune-rewind (lottery tickets), magnitude, no regrowth.
-Schedule: R rounds; a round is the whole recipe from the rewinding step on, squeezed so that the
-first training and the R others together are the recipe's total steps.
+Schedule: R rounds; the first training and the R others together are the recipe's total steps. Each
+of them is the whole recipe, squeezed: learning rate, warm-up and milestones run through in all.
 Cost: a mask multiplication per step; one copy of the model in memory.
 Source: Frankle & Carbin 2018, arXiv 1803.03635; rewinding: Frankle et al. 2019, arXiv 1912.05671,
 and Renda et al. 2020, arXiv 2003.02389.
@@ -69,13 +69,13 @@ class Method(AbstractMethod[ImpOptions]):
                 f"Train for at least {2 * (rounds + 1)} steps, or ask for fewer `rounds`.",
             )
         remembers = options.rewinding == "weights"
-        events = {}
+        events, position = {}, round(rewind * total / ends[0])
         if remembers:
             events[rewind] = Event("remember", target.sparsity_now, remember, needs=MODEL)
         for end, sparsity in zip(ends, sparsities, strict=True):
             choose = partial(self._choose, sparsity=sparsity, rewinds=remembers)
             events[end] = Event(
-                "prune and rewind", sparsity, choose, resets_optimizer=True, rewinds_to=rewind
+                "prune and rewind", sparsity, choose, resets_optimizer=True, rewinds_to=position
             )
         return events
 

@@ -37,34 +37,38 @@ class SrSteOptions(Frozen):
 
 
 class MaskedForward(torch.autograd.Function):
-    """Forward w m(w); backward g + decay (1 - m) w."""
+    """Forward w m(w); backward the gradient as it comes, also where m is zero."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, pattern: tuple[int, int], decay: float) -> Tensor:
-        """The weight with all but the N largest of each group at zero."""
-        mask = strongest(weight.abs(), pattern)
-        ctx.save_for_backward(weight, mask)
-        ctx.decay = decay
+    def forward(ctx: Any, weight: Tensor, mask: Tensor) -> Tensor:
+        """The weight with what is masked at zero."""
         return weight * mask
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, None]:
-        """The gradient of the masked weight, plus the pull on what is masked."""
-        weight, mask = ctx.saved_tensors
-        return gradients[0] + ctx.decay * weight.masked_fill(mask, 0.0), None, None
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None]:
+        """Straight through."""
+        return gradients[0], None
 
 
 @final
 class StraightThrough(nn.Module):
-    """Weight in, N:M weight out; no parameters."""
+    """Weight in, N:M weight out; no parameters.
 
-    def __init__(self, pattern: tuple[int, int], decay: float) -> None:
+    Attributes:
+        masked: the weights that the last forward pass masked, zero elsewhere; they are pulled to
+            zero once in a step, however many passes its gradient is accumulated over.
+    """
+
+    def __init__(self, pattern: tuple[int, int]) -> None:
         super().__init__()
-        self.pattern, self.decay = pattern, decay
+        self.pattern = pattern
+        self.masked: Tensor | None = None
 
     def forward(self, weight: Tensor) -> Tensor:
         """(out, in, *kernel) → the same shape."""
-        return MaskedForward.apply(weight, self.pattern, self.decay)
+        mask = strongest(weight.detach().abs(), self.pattern)
+        self.masked = weight.masked_fill(mask, 0.0) if self.training else None
+        return MaskedForward.apply(weight, mask)
 
 
 @final
@@ -83,7 +87,17 @@ class Method(AbstractMethod[SrSteOptions]):
 
     def relax(self, layers: Mapping[str, nn.Parameter]) -> Mapping[str, nn.Module]:
         """A `StraightThrough` for each layer."""
-        return {name: StraightThrough(self._pattern(), self.options.decay) for name in layers}
+        return {name: StraightThrough(self._pattern()) for name in layers}
+
+    def penalty(self, relaxed: Mapping[str, nn.Module]) -> Tensor | None:
+        """decay / 2 × the squares of what is masked: the gradient decay (1 - m) w."""
+        squares = []
+        for module in relaxed.values():
+            assert isinstance(module, StraightThrough)
+            if module.masked is not None:
+                squares.append(module.masked.square().sum())
+                module.masked = None  # it holds a graph, and a copy of the model cannot
+        return self.options.decay / 2 * torch.stack(squares).sum() if squares else None
 
     def final_masks(self, weights: Mapping[str, Tensor]) -> Masks:
         """Exactly N of every M, also where kept weights happen to be zero."""

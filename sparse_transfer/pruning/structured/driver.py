@@ -148,6 +148,7 @@ class StructuredPruner:
         self._step = -1  # before `start`
         self.rewinds, self.prunes = {}, tuple(sorted(self._events))
         self.last_cut = None
+        self.averages = True
 
     @property
     def shrinking(self) -> ShrinkPlan | None:

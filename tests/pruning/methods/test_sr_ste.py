@@ -18,16 +18,21 @@ FIRST = ("first_conv",)
 def test_four_weights_by_hand() -> None:
     weight = torch.tensor([[0.1, -0.4, 0.3, 0.2]], requires_grad=True)
     gradient = torch.tensor([[1.0, 2.0, -3.0, 4.0]])
-    masked = StraightThrough((2, 4), 0.5)(weight)
+    method, module = Method(SrSteOptions(decay=0.5)), StraightThrough((2, 4))
+    masked = module(weight)
     assert masked.tolist() == torch.tensor([[0.0, -0.4, 0.3, 0.0]]).tolist()
     masked.backward(gradient)
+    assert torch.equal(weight.grad, gradient)  # straight through
+    pull = method.penalty({"w": module})
+    assert pull is not None and pull.item() == pytest.approx(0.25 * (0.01 + 0.04))
+    pull.backward()
     expected = gradient + 0.5 * torch.tensor([[0.1, 0.0, 0.0, 0.2]])
     torch.testing.assert_close(weight.grad, expected)
 
 
 def test_n_of_n_is_the_identity_with_its_own_gradient() -> None:
     weight = torch.randn(3, 8, 2, 2, requires_grad=True)
-    masked = StraightThrough((4, 4), 0.5)(weight)
+    masked = StraightThrough((4, 4))(weight)
     gradient = torch.randn(3, 8, 2, 2)
     masked.backward(gradient)
     assert torch.equal(masked, weight) and torch.equal(weight.grad, gradient)
@@ -43,7 +48,10 @@ def test_what_is_masked_decays_geometrically_and_the_rest_stays() -> None:
     pruner.start()
     for step in range(1, 21):
         optimizer.zero_grad()
-        (0 * model(torch.ones(1, 4))).sum().backward()
+        loss = (0 * model(torch.ones(1, 4))).sum()
+        pull = pruner.penalty()
+        assert pull is not None
+        (loss + pull).backward()
         pruner.after_backward(step)
         optimizer.step()
         pruner.after_step(step)
@@ -128,3 +136,19 @@ def test_what_does_not_fit_is_refused_before_the_first_step() -> None:
         make_pruner(small_cnn(), "sr_ste", 0.9, 10, keep_dense=FIRST)
     with pytest.raises(UserError, match="input channels that come in groups of 4"):
         make_pruner(small_cnn(), "sr_ste", 0.5, 10)
+
+
+def test_the_pull_does_not_grow_with_accumulation() -> None:
+    gradients = []
+    for parts in (1, 4):
+        model = small_cnn()
+        pruner = make_pruner(model, "sr_ste", 0.5, 2, keep_dense=FIRST, decay=100.0)
+        images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        for part in range(parts):
+            loss = model(images).sum() * 0
+            pull = pruner.penalty() if part == parts - 1 else None
+            (loss if pull is None else loss + pull).backward()
+        gradients.append(model.get_parameter("3.parametrizations.weight.original").grad)
+        copy.deepcopy(model)  # no graph is left behind
+    assert gradients[0] is not None and gradients[0].abs().sum() > 0
+    assert torch.equal(gradients[0], gradients[1])  # type: ignore[arg-type]
