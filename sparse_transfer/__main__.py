@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -164,10 +165,13 @@ def plan(
 ) -> None:
     """List the runs of an experiment, their status, rough time and disk, and do nothing."""
     from sparse_transfer import estimate as estimates
+    from sparse_transfer import preflight
     from sparse_transfer.store import Store
 
     _set_up(debug, threads)
-    made = _plan(_load(name, sets, data_root), data_root, runs)
+    experiment = _load(name, sets, data_root)
+    _refuse(experiment, preflight.methods(experiment, data_root, _cache(runs)))
+    made = _plan(experiment, data_root, runs)
     store = Store(runs)
     seconds, bytes_ = estimates.estimate(made, data_root, _cache(runs)) if estimate else ({}, {})
     rows = [
@@ -218,10 +222,14 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Run an experiment: skip what is finished, resume what is not, end with the report."""
+    from sparse_transfer import preflight
+
     _set_up(debug, threads)
+    experiment = _load(name, sets, data_root)
+    _refuse(experiment, preflight.methods(experiment, data_root, _cache(runs)))
     raise typer.Exit(
         _execute(
-            _load(name, sets, data_root),
+            experiment,
             runs,
             data_root,
             stage or [],
@@ -500,7 +508,10 @@ def _refuse_problems(experiment: Experiment, data_root: Path | None, runs: Path)
     """Raise everything that is known to be wrong before anything is run."""
     from sparse_transfer import preflight
 
-    problems = preflight.check(experiment, data_root, _cache(runs))
+    _refuse(experiment, preflight.check(experiment, data_root, _cache(runs)))
+
+
+def _refuse(experiment: Experiment, problems: Sequence[tuple[str, UserError]]) -> None:
     if problems:
         count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
         raise UserError(

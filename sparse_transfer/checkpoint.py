@@ -161,6 +161,18 @@ def load(path: Path | str) -> Checkpoint:
     return open_checkpoint(path)
 
 
+def kept_weights(spec: ModelSpec) -> dict[str, int] | None:
+    """Kept weights by layer of a masked checkpoint that a model is loaded from, as it claims.
+
+    None for any other model. The claim is verified when the checkpoint is opened.
+    """
+    record = Path(spec.name.removeprefix(weights.LOCAL_DIR)) / RECORD
+    if not spec.name.startswith(weights.LOCAL_DIR) or not record.is_file():
+        return None
+    layers = _read_record(record.parent)["sparsity"]["layers"]
+    return {name: layer["kept"] for name, layer in layers.items()} or None
+
+
 def hub_config(loaded: LoadedModel, model: nn.Module) -> dict[str, Any]:
     """The content of config.json in the layout of timm and the Hugging Face Hub."""
     source: Mapping[str, Any] = getattr(model, "pretrained_cfg", {})

@@ -215,6 +215,27 @@ def with_transform(loaded: LoadedModel, **transform: Any) -> LoadedModel:
     return replace(loaded, spec=loaded.spec | {"pretrained_cfg": config})
 
 
+def check_teacher(spec: ModelSpec, classes: int) -> None:
+    """Refuse to learn from a model whose classifier knows nothing of the task.
+
+    Raises:
+        UserError: its weights are random, or its classifier is replaced by a new one.
+    """
+    reason = "Its weights are random."
+    if spec.weights != "random":
+        own = model_classes(skeleton(spec, num_classes=None, image_size=None).model)
+        if own == classes:
+            return
+        reason = (
+            f"Its classifier tells {own} classes apart and is replaced: the task has {classes}."
+        )
+    raise UserError(
+        f"{spec.title} cannot be the teacher of `distillation`.",
+        reason,
+        "Train it on the task first (`prune --method dense`), or leave distillation out.",
+    )
+
+
 def model_classes(model: nn.Module) -> int:
     """The number of classes that the classifier tells apart."""
     return int(model.num_classes)  # pyright: ignore[reportArgumentType]

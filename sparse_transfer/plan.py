@@ -203,7 +203,7 @@ def _has_target(method: config.MethodSpec) -> bool:
     return plugins.load("pruner", method.name).has_target
 
 
-def _check_targets(arm: config.Arm) -> None:
+def check_targets(arm: config.Arm) -> None:
     """Refuse an arm whose methods do not mean one thing by a sparsity, or lack one.
 
     Raises:
@@ -229,7 +229,7 @@ def _check_targets(arm: config.Arm) -> None:
 
 
 def _arm_runs(arm: config.Arm, hashes: dict[config.TaskRef, str]) -> Iterator[Run]:
-    _check_targets(arm)
+    check_targets(arm)
     plain_dense = [m for m in arm.prune.methods if m.name == "dense" and m.model is None]
     has_dense = arm.prune.dense or plain_dense
     for model in arm.upstream.models:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from sparse_transfer import config, data, loop, models, plan, plugins, weights
+from torch import nn
+
+from sparse_transfer import checkpoint, config, data, loop, models, plan, plugins, weights
 from sparse_transfer.errors import UserError
 from sparse_transfer.pruning.driver import events_of
 from sparse_transfer.pruning.layers import prunable
-from sparse_transfer.pruning.structured.driver import check_structured
+from sparse_transfer.pruning.method import AbstractMethod
+from sparse_transfer.pruning.structured.driver import check_structured, check_unmasked
+from sparse_transfer.pruning.structured.graph import ChannelGraph, trace
+from sparse_transfer.pruning.structured.method import AbstractStructuredMethod
 
 Problem = tuple[str, UserError]
 
@@ -17,6 +23,24 @@ Problem = tuple[str, UserError]
 def check(experiment: config.Experiment, data_root: Path | None, cache: Path) -> list[Problem]:
     """Every problem with where it is: data, models, methods, schedules, backends. Runs nothing."""
     found = [problem for arm in experiment.arms for problem in _arm(arm, data_root, cache)]
+    return list({(where, str(error)): (where, error) for where, error in found}.values())
+
+
+def methods(experiment: config.Experiment, data_root: Path | None, cache: Path) -> list[Problem]:
+    """What `check` finds in methods, recipes and targets, where models and upstream data are here.
+
+    What is not here is left out of a run and reported; these are errors of the experiment.
+    """
+    found: list[Problem] = []
+    for arm in experiment.arms:
+        upstream = None
+        if arm.upstream.task is not None:
+            try:
+                upstream = data.open_task(arm.upstream.task, data_root=data_root, cache=cache)
+            except UserError:
+                continue
+        for spec in arm.upstream.models:
+            found += _methods(arm, spec, upstream, with_models=False)
     return list({(where, str(error)): (where, error) for where, error in found}.values())
 
 
@@ -48,6 +72,11 @@ def _arm(arm: config.Arm, data_root: Path | None, cache: Path) -> Iterator[Probl
                 f"{arm.name}, recalibrate_bn",
                 UserError(f"{wanted} images were asked for.", f"The training part has {there}."),
             )
+    if all(method.name in plugins.names("pruner") for method in arm.prune.methods):
+        try:
+            plan.check_targets(arm)
+        except UserError as error:
+            yield arm.name, error
     for spec in arm.upstream.models:
         yield from _methods(arm, spec, upstream)
     for name in arm.bench.backends if arm.bench else ():
@@ -61,16 +90,23 @@ def _arm(arm: config.Arm, data_root: Path | None, cache: Path) -> Iterator[Probl
 
 
 def _methods(
-    arm: config.Arm, spec: config.ModelSpec, upstream: data.Task | None
+    arm: config.Arm, spec: config.ModelSpec, upstream: data.Task | None, with_models: bool = True
 ) -> Iterator[Problem]:
     classes = len(upstream.classes) if upstream else None
     images = len(upstream.train) if upstream else 0
     # without its images the length of a training in epochs is not known
     knows_steps = upstream is not None or arm.upstream.task is None or arm.recipe.steps is not None
     steps = loop.total_steps(images, arm.recipe) if knows_steps else 0
+    size = arm.upstream.preprocess.image_size
+    try:
+        loop.check_schedule(arm.recipe, steps)
+    except UserError as error:
+        yield f"{arm.name}, recipe", error
     dense = config.MethodSpec(name="dense")
+    found: dict[str, _Skeleton] = {}
     for method in (*([dense] if arm.prune.dense else []), *arm.prune.methods):
         model, where = method.model or spec, f"{arm.name}, {method.title}"
+        key = model.model_dump_json()
         try:
             options = plan.options_of(method)
         except UserError as error:
@@ -78,37 +114,76 @@ def _methods(
             continue
         try:
             weights.content_hash(model)
-            loaded = models.skeleton(
-                model, num_classes=classes, image_size=arm.upstream.preprocess.image_size
-            )
-            if method.name == "given":
-                continue  # verified against its checkpoint when it is opened
-            layers = prunable(loaded.model, arm.recipe.keep_dense)
+            if key not in found:
+                loaded = models.skeleton(model, num_classes=classes, image_size=size)
+                if method.name != "given":  # verified against its checkpoint when it is opened
+                    prunable(loaded.model, arm.recipe.keep_dense)
+                found[key] = _Skeleton(loaded.model, arm.recipe.keep_dense, size, model)
         except UserError as error:
-            yield f"{arm.name}, model {model.title}", error
+            if with_models:
+                yield f"{arm.name}, model {model.title}", error
             continue
-        plugin = plugins.load("pruner", method.name)
-        for sparsity in arm.prune.sparsities if plugin.has_target and knows_steps else ():
+        if method.name == "given" or not knows_steps:
+            continue
+        has_images = arm.upstream.task is not None
+        loaded_method = plugins.load("pruner", method.name)(options)
+        try:
+            if arm.recipe.distillation is not None and classes is not None:
+                models.check_teacher(model, classes)
+        except UserError as error:
+            yield where, error
+        for sparsity in arm.prune.sparsities if loaded_method.has_target else (0.0,):
             try:
-                if plugin.removes_channels:
-                    check_structured(
-                        plugin(options),
-                        sparsity=sparsity,
-                        model=loaded.model,
-                        keep_dense=arm.recipe.keep_dense,
-                        image_size=arm.upstream.preprocess.image_size,
-                        total_steps=steps,
-                        has_images=arm.upstream.task is not None,
-                    )
-                    continue
-                events = events_of(
-                    plugin(options),
-                    sparsity=sparsity,
-                    shapes={name: tuple(layer.shape) for name, layer in layers.items()},
-                    total_steps=steps,
-                    has_images=arm.upstream.task is not None,
-                )
-                rewinds = {t: e.rewinds_to for t, e in events.items() if e.rewinds_to is not None}
-                loop.check_average(arm.recipe, rewinds)
+                found[key].check(loaded_method, sparsity, steps, has_images, arm.recipe)
             except UserError as error:
-                yield f"{where} at {sparsity:g}", error
+                yield f"{where} at {sparsity:g}" if loaded_method.has_target else where, error
+
+
+class _Skeleton:
+    """A model without weights, and what methods ask of it."""
+
+    def __init__(
+        self, model: nn.Module, keep_dense: tuple[str, ...], size: int, spec: config.ModelSpec
+    ) -> None:
+        self._model, self._keep_dense, self._size = model, keep_dense, size
+        self._kept = checkpoint.kept_weights(spec)  # by layer; None for a dense model
+        self._graph: ChannelGraph | None = None
+
+    def check(
+        self,
+        method: AbstractMethod[Any] | AbstractStructuredMethod[Any],
+        sparsity: float,
+        steps: int,
+        has_images: bool,
+        recipe: config.Recipe,
+    ) -> None:
+        """Raise what is wrong with a method at a sparsity."""
+        if isinstance(method, AbstractStructuredMethod):
+            check_unmasked(method.name, self._kept is not None)
+            check_structured(
+                method,
+                sparsity=sparsity,
+                model=self._model,
+                keep_dense=self._keep_dense,
+                image_size=self._size,
+                total_steps=steps,
+                has_images=has_images,
+                traced=self._trace,
+            )
+            return
+        names = prunable(self._model, self._keep_dense) if self._kept is None else self._kept
+        events = events_of(
+            method,
+            sparsity=sparsity,
+            shapes={name: tuple(self._model.get_parameter(name).shape) for name in names},
+            total_steps=steps,
+            has_images=has_images,
+            active=None if self._kept is None else sum(self._kept.values()),
+        )
+        rewinds = any(event.rewinds_to is not None for event in events.values())
+        loop.check_average(recipe, not rewinds and not method.shrinks)
+
+    def _trace(self) -> ChannelGraph:
+        if self._graph is None:
+            self._graph = trace(self._model, image_size=self._size, keep_dense=self._keep_dense)
+        return self._graph

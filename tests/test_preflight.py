@@ -7,8 +7,12 @@ from typing import Any
 
 import pytest
 
-from sparse_transfer import config, experiment_file, plugins, preflight
+from sparse_transfer import checkpoint, config, experiment_file, models, plugins, preflight
+from sparse_transfer.config import ModelSpec
 from sparse_transfer.errors import UserError
+from sparse_transfer.pruning.criteria import Stage, magnitude, remove
+from sparse_transfer.pruning.layers import prunable
+from sparse_transfer.pruning.masks import Masks
 
 SHAPE = {"weights": "random", "kwargs": {"channels": [4, 8, 8]}}
 NET = {"name": "resnet20_cifar", **SHAPE}
@@ -184,3 +188,61 @@ def test_the_resolved_model_is_named():
 def test_nothing_is_run(tmp_path: Path):
     problems(tmp_path)
     assert not list(tmp_path.glob("**/*.npy")) and not list(tmp_path.glob("**/result.json"))
+
+
+def test_weights_and_channels_in_one_arm(tmp_path: Path):
+    where, error = the_problem(tmp_path, prune__methods=["gmp", "slimming"])
+    assert where == "main" and "Put them into two arms" in error
+
+
+def test_a_warm_up_that_is_too_long(tmp_path: Path):
+    recipe = {"steps": 20, "schedule": {"warmup_steps": 24}}
+    where, error = the_problem(tmp_path, recipe=recipe, prune__methods=["gmp"])
+    assert where == "main, recipe" and "warm-up of 24 steps" in error
+
+
+def test_an_average_where_zeros_come_and_go(tmp_path: Path):
+    recipe = {"steps": 60, "ema": 0.9}
+    where, error = the_problem(tmp_path, recipe=recipe, prune__methods=["l1"])
+    assert where == "main, l1" and "`ema`" in error
+    assert preflight.methods(experiment(recipe=recipe, prune__methods=["imp"]), None, tmp_path)
+
+
+def test_learned_sparsity_without_training(tmp_path: Path):
+    where, error = the_problem(
+        tmp_path, recipe="one-shot", prune__methods=["str"], prune__sparsities=[]
+    )
+    assert where == "main, str" and "no training" in error
+
+
+def test_a_checkpoint_that_is_sparse_already(tmp_path: Path):
+    made = models.build(ModelSpec(**NET), num_classes=10, image_size=32, seed=0)
+    layers = prunable(made.model, ["first_conv", "head"])
+    masks = remove(Masks.ones(layers), [Stage(magnitude(layers))], 0.7, "global")
+    masks.apply(made.model.named_parameters())
+    folder = tmp_path / "sparse"
+    checkpoint.save(folder, made, made.model, masks, {})
+    sparse = {"name": f"local-dir:{folder}"}
+    told = {
+        method: the_problem(tmp_path, upstream__models=[sparse], prune__methods=[method],
+                            prune__sparsities=[sparsity], prune__dense=False)[1]
+        for method, sparsity in (("gmp", 0.5), ("structured", 0.5), ("str", 0.5))
+    }  # fmt: skip
+    assert "already 0.7000 sparse" in told["gmp"]
+    assert "that has a mask" in told["structured"]
+    assert "sparse already" in told["str"]
+
+
+@pytest.mark.parametrize("classes", [10, 7])
+def test_a_teacher_must_know_the_task(tmp_path: Path, classes: int):
+    made = models.build(ModelSpec(**NET), num_classes=classes, image_size=32, seed=0)
+    checkpoint.save(tmp_path / "dense", made, made.model, None, {})
+    changes: dict[str, Any] = {
+        "upstream__models": [{"name": f"local-dir:{tmp_path / 'dense'}"}],
+        "recipe": {"steps": 50, "distillation": {}}, "prune__dense": False,
+    }  # fmt: skip
+    if classes == 10:
+        assert not problems(tmp_path, **changes)
+    else:
+        _, error = the_problem(tmp_path, **changes)
+        assert "cannot be the teacher" in error and "tells 7 classes apart" in error

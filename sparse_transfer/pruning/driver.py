@@ -129,13 +129,6 @@ class Pruner:
         self._captured: dict[str, dict[str, Tensor]] = {}
         self._step = -1  # before `start`
         self._relaxed = dict(method.relax(layers)) if self._works else {}
-        if self._relaxed and masks is not None:
-            raise UserError(
-                f"'{method.name}' cannot go on from a model that is sparse already.",
-                f"It learns which weights are zero; the model's mask leaves out "
-                f"{masks.sparsity():.4f} of them.",
-                "Start from the dense model, or prune on with gmp.",
-            )
         for name, relaxation in self._relaxed.items():
             parametrize.register_parametrization(*self._place(name), relaxation)
         self._hold(masks)
@@ -520,6 +513,13 @@ def _events(
                 f"'{method.name}' cannot be given a sparsity (asked for {sparsity:g}).",
                 "It has no target.",
                 "Leave the sparsity out, or choose a method that has one, such as gmp.",
+            )
+        if type(method).relax is not AbstractMethod.relax and active < total:
+            raise UserError(
+                f"'{method.name}' cannot go on from a model that is sparse already.",
+                f"It learns which weights are zero; the model's mask leaves out "
+                f"{1 - active / total:.4f} of them.",
+                "Start from the dense model, or prune on with gmp.",
             )
         if method.learns_mask and not total_steps:
             raise UserError(

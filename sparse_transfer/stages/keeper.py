@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from sparse_transfer import inputs, loop, plan
-from sparse_transfer.errors import UserError
 from sparse_transfer.pruning.driver import Pruner, StepExamples
 from sparse_transfer.pruning.layers import prunable
 from sparse_transfer.pruning.masks import Masks
 from sparse_transfer.pruning.method import AbstractMethod
-from sparse_transfer.pruning.structured.driver import StructuredPruner
+from sparse_transfer.pruning.structured.driver import StructuredPruner, check_unmasked
 from sparse_transfer.pruning.structured.method import AbstractStructuredMethod
 from sparse_transfer.stages.context import Context
 
@@ -40,12 +39,7 @@ def make(
     examples = _examples(images, context.accelerator.device) if images is not None else None
     recipe = spec.recipe
     if isinstance(method, AbstractStructuredMethod):
-        if given is not None:
-            raise UserError(
-                f"'{spec.method.name}' cannot prune channels of a model that has a mask.",
-                f"Its mask leaves out {given.sparsity():.4f} of its prunable weights.",
-                "Start from the dense checkpoint.",
-            )
+        check_unmasked(method.name, given is not None)
         return StructuredPruner(
             model,
             method=method,

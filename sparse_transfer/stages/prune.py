@@ -240,7 +240,10 @@ def _prune(
 def _teacher(spec: plan.PruneSpec, model: nn.Module) -> Distillation | None:
     """The model as it was loaded, for recipes that distil; the dense row learns from it too."""
     settings = spec.recipe.distillation
-    return Distillation(model, settings) if settings is not None else None
+    if settings is None:
+        return None
+    models.check_teacher(spec.model, models.model_classes(model))
+    return Distillation(model, settings)
 
 
 def _score(

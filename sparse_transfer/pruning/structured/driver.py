@@ -15,6 +15,7 @@ import copy
 import logging
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -53,6 +54,7 @@ def check_structured(
     total_steps: int,
     has_images: bool,
     learning_rate: Callable[[int], float] | None = None,
+    traced: Callable[[], ChannelGraph] | None = None,
 ) -> None:
     """Refuse a run that cannot be done; nothing is trained, and `model` is left as it is.
 
@@ -60,13 +62,29 @@ def check_structured(
         model: of the architecture, on any device, also on `meta`.
         has_images: whether there will be training images.
         learning_rate: as for the pruner; a constant stands for one that is not known yet.
+        traced: gives the graph of this model, size and `keep_dense`, where it is known already.
 
     Raises:
         UserError: the model cannot be traced or has no group to shrink, the target is outside
             [0, 1) or out of reach, the schedule does not fit, images or gradients are missing.
     """
     rate = learning_rate if learning_rate is not None or not total_steps else lambda step: 1.0
-    _prepare(method, sparsity, model, keep_dense, image_size, total_steps, has_images, rate)
+    found = traced or partial(trace, model, image_size=image_size, keep_dense=keep_dense)
+    _prepare(method, sparsity, found, total_steps, has_images, rate)
+
+
+def check_unmasked(name: str, has_mask: bool) -> None:
+    """Refuse to remove channels from a model that holds a mask.
+
+    Raises:
+        UserError: it does.
+    """
+    if has_mask:
+        raise UserError(
+            f"'{name}' cannot prune channels of a model that has a mask.",
+            "The mask belongs to weights of the sizes before.",
+            "Start from the dense checkpoint.",
+        )
 
 
 @final
@@ -124,9 +142,7 @@ class StructuredPruner:
         graph, self._events = _prepare(
             method,
             sparsity,
-            model,
-            keep_dense,
-            image_size,
+            partial(trace, model, image_size=image_size, keep_dense=keep_dense),
             total_steps,
             examples is not None,
             learning_rate,
@@ -437,9 +453,7 @@ def _allowed(macs: int, sparsity: float) -> float:
 def _prepare(
     method: Method,
     sparsity: float,
-    model: nn.Module,
-    keep_dense: Sequence[str],
-    image_size: int,
+    traced: Callable[[], ChannelGraph],
     total_steps: int,
     has_images: bool,
     learning_rate: Callable[[int], float] | None,
@@ -468,7 +482,7 @@ def _prepare(
             "The run has none.",
             "Name a `task` for the pruning, or leave out `trust`.",
         )
-    graph = trace(model, image_size=image_size, keep_dense=keep_dense)
+    graph = traced()
     scorable = [
         name
         for name in graph.groups
@@ -488,7 +502,7 @@ def _prepare(
             f"{method.name} cannot remove {sparsity:g} of this model's multiply-accumulates.",
             f"With {len(graph.groups)} groups of channels at their smallest {1 - highest:.4g} of "
             f"them are left; {len(graph.whole)} other groups stay whole.",
-            f"The highest possible sparsity here is {highest:g}; lower `min_channels`, or take "
-            "entries out of `keep_dense`.",
+            f"The highest possible sparsity here is {highest:g}; lower `min_channels`, raise "
+            "`max_share`, or take entries out of `keep_dense`.",
         )
     return graph, events
