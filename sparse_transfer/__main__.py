@@ -314,7 +314,7 @@ def prune(
     for item in made.runs:
         folder = runs / "prune" / item.id / "checkpoint"
         if folder.is_dir() and _is_main():
-            typer.echo(f"{item.title}: {folder}")
+            typer.echo(f"{single.outcome(folder.parent)}\n{item.title}: {folder}")
     raise typer.Exit(code)
 
 

@@ -10,6 +10,11 @@ from sparse_transfer import cards, experiment_file, plugins
 from sparse_transfer.errors import UserError, unknown_name
 
 _PLUGINS = {"pruners": "pruner", "metrics": "metric", "backends": "backend"}
+_WORDS = {
+    "Fraction": "0 to below 1",
+    "Allocation": "'global' | 'uniform' | 'erk' | 'lamp' | a pattern such as '2:4'",
+    "Pattern": "a pattern such as '2:4'",
+}
 _MODELS = Path(__file__).with_name("small_models.py")
 
 
@@ -83,8 +88,42 @@ def _options(kind: str, name: str) -> list[str]:
             fields = [item for item in node.body if isinstance(item, ast.AnnAssign)]
             if fields:
                 document = ast.get_docstring(node) or ""
-                return ["", "Options", *(f"  {ast.unparse(item)}" for item in fields), "", document]
+                lines = [f"  {_option(item, tree)}" for item in fields]
+                return ["", "Options", *lines, "", document]
     return ["", "It has no options."]
+
+
+def _option(item: ast.AnnAssign, tree: ast.Module) -> str:
+    """`name = default: what it may be`, in words as far as the source has them."""
+    kind = re.sub(r"\w+", lambda word: _choices(word[0], tree), ast.unparse(item.annotation))
+    kind = re.sub(r"Literal\[([^]]*)\]", lambda found: found[1].replace(", ", " | "), kind)
+    value, limits = item.value, []
+    if isinstance(value, ast.Call):  # pydantic's Field(default, ge=…, description=…)
+        for keyword in value.keywords:
+            sign = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}.get(keyword.arg or "")
+            said = ast.literal_eval(keyword.value)
+            if sign or keyword.arg == "description":
+                limits.append(f"{sign} {said}" if sign else said)
+        value = value.args[0] if value.args else None
+    default = f" = {ast.unparse(value)}" if value is not None else ""
+    notes = f" ({', '.join(limits)})" if limits else ""
+    return f"{ast.unparse(item.target)}{default}: {kind}{notes}"
+
+
+def _choices(name: str, tree: ast.Module) -> str:
+    """What a type of our own allows; any other name as it is."""
+    if name in _WORDS:
+        return _WORDS[name]
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and name in [alias.name for alias in node.names]:
+            package, *path = (node.module or "").split(".")
+            if package == "sparse_transfer":
+                file = Path(__file__).parent.joinpath(*path).with_suffix(".py")
+                return _choices(name, ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
+            text = ast.unparse(node.value)
+            return text if text.startswith("Literal[") else name
+    return name
 
 
 def _small_models() -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from sparse_transfer import cards, config, devices, plugins, store
-from sparse_transfer.errors import UserError
+from sparse_transfer.errors import UserError, nearest
 from sparse_transfer.weights import content_hash
 
 # Raised when an unchanged configuration no longer gives the numbers it gave before.
@@ -193,9 +193,15 @@ def options_of(method: config.MethodSpec) -> Any:
             f"  {'.'.join(map(str, item['loc'])) or 'options'}: {item['msg']}"
             for item in error.errors()
         )
-        known = ", ".join(plugin.Options.model_fields) or "none"
+        fields = list(plugin.Options.model_fields)
+        unknown = [str(e["loc"][0]) for e in error.errors() if e["type"] == "extra_forbidden"]
+        close = [match for name in unknown for match in nearest(name, fields)]
+        guess = f"Did you mean {' or '.join(close)}? " if close else ""
+        known = ", ".join(fields) or "none"
         raise UserError(
-            f"The options of pruner `{method.name}` are wrong.", problems, f"Its options: {known}."
+            f"The options of pruner `{method.name}` are wrong.",
+            problems,
+            f"{guess}Its options: {known}.",
         ) from error
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sparse_transfer import config, experiment_file, plugins, store
+from sparse_transfer import config, experiment_file, plan, plugins, store
 from sparse_transfer.errors import UserError
 
 DEFAULT_SPARSITY = 0.9
@@ -34,9 +34,21 @@ def prune_experiment(
     Raises:
         UserError: a sparsity for a method that has no target, among others.
     """
-    if plugins.load("pruner", method).has_target:
-        sparsity = DEFAULT_SPARSITY if sparsity is None else sparsity
-    elif sparsity is not None:
+    own_options = _pairs(options, "--option")
+    plugin = plugins.load("pruner", method)
+    if plugin.has_target and sparsity is None:
+        spec = config.MethodSpec(name=method, options=own_options)
+        natural = plugin(plan.options_of(spec)).natural_sparsity()
+        sparsity = DEFAULT_SPARSITY if natural is None else natural
+    elif plugin.has_target and sparsity is not None and not 0 <= sparsity < 1:
+        raise UserError(
+            f"--sparsity {sparsity:g} is outside [0, 1).",
+            "It is a share: 0.9 prunes nine of ten.",
+            f"Write --sparsity {sparsity / 100:g} for {sparsity:g} %."
+            if 1 < sparsity < 100
+            else "",
+        )
+    elif not plugin.has_target and sparsity is not None:
         raise UserError(
             f"--sparsity {sparsity:g} has no effect on {method}.",
             "It has no target: its options decide how sparse the model becomes.",
@@ -60,13 +72,25 @@ def prune_experiment(
         },
         "recipe": recipe,
         "prune": {
-            "methods": [{"name": method, "options": _pairs(options, "--option")}],
+            "methods": [{"name": method, "options": own_options}],
             "sparsities": [] if sparsity is None else [sparsity],
             "seeds": [seed],
             **({"recalibrate_bn": {"images": recalibrate_bn}} if recalibrate_bn else {}),
         },
     }
-    return experiment_file.build(raw, overrides)
+    # two calls that differ in an option have reports of their own
+    made = experiment_file.build(raw, overrides)
+    told = store.digest(made.model_dump(mode="json", exclude={"name", "title"}))[:6]
+    return made.model_copy(update={"name": f"{made.name}-{told}"})
+
+
+def outcome(folder: Path) -> str:
+    """What a pruning run came to, in one line: accuracy, sparsity, MACs."""
+    result = store.read_json(folder / "result.json")
+    scores = [f"{100 * row['metrics'][row['metric']]['value']:.1f} %" for row in result["rows"][:1]]
+    accuracy = f"upstream accuracy {scores[0]}, " if scores else ""
+    zeros, fewer = 100 * result["measured_sparsity"], result["macs_dense"] / result["macs"]
+    return f"{accuracy}sparsity {zeros:.2f} %, {fewer:.2f} times fewer MACs"
 
 
 def transfer_experiment(
@@ -122,12 +146,12 @@ def transfer_experiment(
             "methods": [
                 {
                     # without the channels that were removed it is a smaller dense model
-                    "name": "dense" if facts["is_shrunk"] else "given",
+                    "name": "given" if measured or not facts["is_shrunk"] else "dense",
                     "label": method,
                     "model": {"name": f"local-dir:{checkpoint}", "label": facts["model"]},
                 }
             ],
-            "sparsities": [] if facts["is_shrunk"] else [measured],
+            "sparsities": [measured] if measured or not facts["is_shrunk"] else [],
         },
         "transfer": {
             "tasks": list(tasks),

@@ -65,3 +65,13 @@ def test_unknown_names_get_near_ones():
 def test_every_plugin_says_what_it_is():
     for kind in plugins.KINDS:
         assert all(plugins.summary(kind, name) for name in plugins.names(kind))
+
+
+def test_options_are_shown_with_what_they_may_be():
+    shown = listing.details("rigl")
+    assert "  allocation = 'erk': 'erk' | 'uniform'\n" in shown
+    assert "  rate = 0.3: float (≥ 0, ≤ 1)\n" in shown
+    assert "  interval = None: int | None (≥ 2, steps; overrides `updates`)\n" in shown
+    shown = listing.details("progressive")
+    assert "'constant' | 'step' | 'cosine' | 'cubic' | 'warmup' | 'learning_rate'" in shown
+    assert "  start = 0.1: 0 to below 1\n" in shown and "Fraction" not in shown

@@ -175,6 +175,7 @@ def test_prune_prints_the_checkpoint(tmp_path, capsys):
     out = capsys.readouterr().out
     printed = [line.split(": ") for line in out.splitlines() if line.endswith("/checkpoint")]
     assert code == 0 and len(printed) == 2
+    assert "sparsity 60.00 %" in out and out.count("upstream accuracy") == 2
     zeros = {}
     for title, folder in printed:
         weights = load_file(Path(folder) / "model.safetensors")

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_transfer.config import Frozen
+from sparse_transfer.pruning.allocation import pattern_of
 from sparse_transfer.pruning.masks import Masks
 
 Need = Literal["gradients", "forward_weights", "model"]
@@ -156,6 +157,12 @@ class AbstractMethod(ABC, Generic[O_co]):
 
     def __init__(self, options: O_co) -> None:
         self.options = options
+
+    def natural_sparsity(self) -> float | None:
+        """The only sparsity that the options allow, for N:M patterns; None where any will do."""
+        values = self.options.model_dump()
+        pattern = pattern_of(values.get("pattern") or values.get("allocation") or "global")
+        return None if pattern is None else 1 - pattern[0] / pattern[1]
 
     @abstractmethod
     def schedule(self, target: Target) -> dict[int, Event]:

@@ -187,7 +187,7 @@ class _Maker:
             yield from self._results(self.comparison)
         yield Section.of(
             "bought",
-            "What the zeros buy",
+            "What pruning buys",
             "Theoretical ratios count multiply-accumulates with zeros skipped; measured ratios are "
             "wall-clock and hold for the stated backend only.",
             self._bought(),
@@ -204,7 +204,7 @@ class _Maker:
     def _results(self, comparison: Comparison) -> Iterator[Section]:
         yield Section.of(
             "summary",
-            "What the zeros cost",
+            "What pruning costs",
             "The relative error increase of a task is (sparse error − dense error) / dense error; "
             "positive is worse. The headline is its mean over tasks, the mean of ratios.",
             [

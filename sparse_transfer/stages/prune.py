@@ -53,14 +53,15 @@ def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context)
     trains = bool(spec.recipe.steps or spec.recipe.epochs)
     # A trained or random head takes the task's classes; one that is only pruned keeps its own.
     takes_classes = task is not None and (trains or spec.model.weights == "random")
-    loaded, given = _load(spec, len(task.classes) if task and takes_classes else None)
+    loaded, given, removed = _load(spec, len(task.classes) if task and takes_classes else None)
     model = loaded.model.to(context.accelerator.device)
     transform = inputs.transform(spec.preprocess, loaded, task, context.cache)
     pruned = _prune(spec, model, given, task, transform, out, context)
     facts: dict[str, Any] = {"rows": []}
     if task is not None:
         facts = _scores(spec, model, task, transform, out, context)
-    measured = pruned.summary["measured_sparsity"]
+    # a checkpoint that is taken as it is stands where its pruning left it
+    measured = pruned.summary["measured_sparsity"] or removed
     for row in facts["rows"]:
         row["measured_sparsity"] = measured
     size = spec.preprocess.image_size
@@ -165,8 +166,13 @@ class _Pruned:
     shrinking: ShrinkPlan | None
 
 
-def _load(spec: plan.PruneSpec, num_classes: int | None) -> tuple[models.LoadedModel, Masks | None]:
-    """The model, and the mask of a checkpoint of ours that it is loaded from."""
+def _load(
+    spec: plan.PruneSpec, num_classes: int | None
+) -> tuple[models.LoadedModel, Masks | None, float]:
+    """The model, the mask of a checkpoint of ours that it is loaded from, and what it lost before.
+
+    The last is the share of MACs that a structured method removed from the checkpoint.
+    """
     loaded = models.build(
         spec.model,
         num_classes=num_classes,
@@ -176,7 +182,11 @@ def _load(spec: plan.PruneSpec, num_classes: int | None) -> tuple[models.LoadedM
     log.info("    model: %s", loaded.title)
     folder = Path(spec.model.name.removeprefix(LOCAL_DIR))
     ours = spec.model.name.startswith(LOCAL_DIR) and (folder / checkpoint.RECORD).is_file()
-    given = checkpoint.open_checkpoint(folder).masks if ours else None
+    opened = checkpoint.open_checkpoint(folder) if ours else None
+    given = opened.masks if opened is not None else None
+    removed = 0.0
+    if opened is not None and opened.loaded.shrink is not None and given is None:
+        removed = float(opened.facts.get("summary", {}).get("measured_sparsity") or 0.0)
     if given is not None and spec.method.name == "dense":
         raise UserError(
             f"{folder} is not a dense model.",
@@ -184,7 +194,7 @@ def _load(spec: plan.PruneSpec, num_classes: int | None) -> tuple[models.LoadedM
             "dense reference.",
             "Give the dense checkpoint, or set prune.dense=false.",
         )
-    return loaded, given
+    return loaded, given, removed
 
 
 def _prune(

@@ -44,7 +44,9 @@ class ProgressiveOptions(Frozen):
     """`start`, `end`: fractions of training; `cap`, `max_share`: of a layer's channels.
 
     `cap` limits one step (of the live channels, at least one channel), `max_share` all steps (of
-    the channels at the start). `ema` is the share of the old score in the running mean.
+    the channels at the start). `ema` is the share of the old score in the running mean. `kappa`:
+    how strongly relative importance counts. `shuffle`: statistics of wrong layers, the control.
+    `trust`: share by which a step may raise the loss; `range_test`: find the largest such step.
     """
 
     importance: Importance = "taylor"

@@ -71,6 +71,10 @@ class AbstractStructuredMethod(ABC, Generic[O_co]):
     def __init__(self, options: O_co) -> None:
         self.options = options
 
+    def natural_sparsity(self) -> float | None:
+        """None: any share of MACs may be asked for."""
+        return None
+
     @property
     @abstractmethod
     def importance(self) -> Importance:
