@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import typer
@@ -315,3 +316,26 @@ def test_cp_gives_a_file_that_loads(tmp_path, capsys):
     assert call("cp", "quickstart", str(target)) == 0
     assert call("plan", str(target), "--no-estimate", "--runs", str(tmp_path / "r")) == 0
     assert "gmp" in capsys.readouterr().out
+
+
+def test_what_lost_channels_is_transferred_and_timed_as_a_smaller_network(tmp_path, capsys):
+    runs = tmp_path / "runs"
+    common = ["--runs", str(runs), "--threads", "1"]
+    code = call(
+        "prune", "test_resnet", "--weights", "random", "--task", "textures", "--method",
+        "structured", "--sparsity", "0.4", "--image-size", "32", "--crop", "none",
+        "--recipe", "one-shot", *common,
+    )  # fmt: skip
+    out = capsys.readouterr().out
+    dense, small = (line.split(": ")[1] for line in out.splitlines() if "/checkpoint" in line)
+    assert code == 0 and "times fewer MACs" in out
+    assert call("transfer", small, "--dense", dense, "--task", "digits", "--mode", "linear",
+                *common) == 0  # fmt: skip
+    (report,) = runs.glob("report/transfer-*")
+    rows = pd.read_csv(next(report.glob("**/summary-*.csv")))
+    found = rows.set_index("method")["sparsity"]
+    assert found["dense"] == 0 and 0.4 <= found["structured"] < 0.5
+    capsys.readouterr()
+    assert call("bench", small, "--dense", dense, "--repeats", "6", "--threads", "1") == 0
+    said = capsys.readouterr().out
+    assert "does not use zeros" not in said and "smaller" in said
