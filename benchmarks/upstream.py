@@ -227,7 +227,9 @@ def learned(runs: Sequence[Upstream], levels: Sequence[float]) -> Iterable[str]:
             yield f"| {plugin} | interpolated | | {100 * level:g} | {value} |"
 
 
-def controls(name: str, runs: Sequence[Upstream], sparsity: float) -> dict[str, Any]:
+def controls(
+    name: str, runs: Sequence[Upstream], sparsity: float, methods: Sequence[str] | None = None
+) -> dict[str, Any]:
     """The experiment of random controls: one arm per seed, one method per run of that seed.
 
     A run without a target has an arm of its own, at the sparsity that it learned.
@@ -238,6 +240,8 @@ def controls(name: str, runs: Sequence[Upstream], sparsity: float) -> dict[str, 
     for run in runs:
         has_learned = not run.sparsity and run.measured > 0
         if (run.sparsity != sparsity and not has_learned) or run.method.startswith("random"):
+            continue
+        if methods and run.method not in methods:
             continue
         kept = {n: layer["kept"] for n, layer in run.result["summary"]["layers"].items()}
         method = {"name": "random", "label": CONTROL + run.method, "options": {"layers": kept}}
@@ -286,6 +290,7 @@ def main() -> None:
     of["table"].add_argument("--arms", nargs="+", help="put these arms into one table")
     of["learned"].add_argument("--levels", type=float, nargs="+", required=True)
     of["controls"].add_argument("--sparsity", type=float, required=True)
+    of["controls"].add_argument("--methods", nargs="+", help="only for these; default: all")
     of["floor"].add_argument("controls")
     of["trend"].add_argument("first")
     of["trend"].add_argument("second")
@@ -303,7 +308,8 @@ def main() -> None:
     elif options.command == "learned":
         lines = learned(runs, options.levels)
     elif options.command == "controls":
-        lines = [yaml.safe_dump(controls(options.experiment, runs, options.sparsity))]
+        made = controls(options.experiment, runs, options.sparsity, options.methods)
+        lines = [yaml.safe_dump(made)]
     else:
         lines = floor(runs, finished(options.controls, store)[0])
     sys.stdout.write("\n".join(lines) + "\n")

@@ -117,6 +117,9 @@ class Pruner:
         has_images = examples is not None
         self._events = _events(method, sparsity, self._shapes, active, total_steps, has_images)
         events = sorted(self._events.items())
+        frozen = [name for name, layer in layers.items() if not layer.requires_grad]
+        if frozen and (method.shrinks or any("gradients" in e.needs for _, e in events)):
+            raise _frozen(method.name, frozen[0])
         self.rewinds = {t: e.rewinds_to for t, e in events if e.rewinds_to is not None}
         self.prunes = _pruning_steps(events, 1.0 - active / self._weights)
         self.last_cut: ShrinkPlan | None = None
@@ -340,11 +343,7 @@ class Pruner:
         gradients = {}
         for name, weight in self._layers().items():
             if weight.grad is None:
-                raise UserError(
-                    f"{self._method.name} needs the gradient of '{name}', which has none.",
-                    "The layer is frozen or takes no part in the output.",
-                    "Add it to `keep_dense`, or use a method without gradients, such as gmp.",
-                )
+                raise _frozen(self._method.name, name)
             gradients[name] = weight.grad.detach().clone()
         return gradients
 
@@ -472,6 +471,14 @@ def _observed(model: nn.Module) -> Iterator[None]:
             parameter.grad = gradient
         for module in training:
             module.training = True
+
+
+def _frozen(method: str, layer: str) -> UserError:
+    return UserError(
+        f"{method} needs the gradient of '{layer}', which has none.",
+        "The layer is frozen or takes no part in the output.",
+        "Add it to `keep_dense`, or use a method without gradients, such as gmp.",
+    )
 
 
 def _no_examples(step: int, number: int, count: int) -> tuple[Tensor, Tensor]:

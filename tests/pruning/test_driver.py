@@ -639,3 +639,13 @@ def test_a_soft_method_shrinks_after_each_step_and_its_zeros_become_the_mask() -
     pruner.finish()
     assert pruner.masks is not None and pruner.masks["0.weight"].tolist() == [[True, False, True]]
     assert pruner.summary()["measured_sparsity"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("method", ["rigl", "fggp", "granet", "l1", "group_lasso"])
+def test_a_frozen_layer_is_refused_before_the_first_step(method: str) -> None:
+    model = small_cnn()
+    model.get_parameter("3.weight").requires_grad_(False)
+    has_target = plugins.load("pruner", method).has_target
+    with pytest.raises(UserError, match="gradient of '3.weight'"):
+        make_pruner(model, method, 0.5 if has_target else 0.0, 40)
+    make_pruner(model, "gmp", 0.5, 40)  # needs none

@@ -2,7 +2,7 @@
 
 The interface is that of `pruning.driver.Pruner`. `sparsity` is the share of the model's
 multiply-accumulates (MACs of one image, as `cost.macs` counts them) to remove: 0.75 leaves a
-quarter. At an event the fewest channels go that bring the MACs to the event's milestone, so the
+quarter. At an event so many channels go as bring the MACs to the event's milestone, so the
 step size is measured in what the target is measured in; a count of channels would miss it, because
 channels differ in cost. Whatever is left over is made up for at the next event, and at the last
 one the target is reached. Parameters are replaced by smaller ones, optimizer state is cut with the
@@ -341,7 +341,7 @@ class StructuredPruner:
         logger.debug("step %d: %d channels removed, %d MACs left", *self._history[-1])
 
     def _chosen(self, step: int, goal: float, last: bool) -> Alive:
-        """What an event leaves: the fewest channels go that bring the MACs to `goal`."""
+        """What an event leaves: n channels go that bring the MACs to `goal`, and n - 1 do not."""
         assert self._graph is not None
         weights = dict(self._model.named_parameters())
         layers = [self._layer(name, weights) for name in self._graph.groups]
