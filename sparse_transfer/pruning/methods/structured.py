@@ -14,8 +14,8 @@ Source: groups of channels: Fang et al. 2023, arXiv 2301.12900 (DepGraph); crite
 arXiv 1608.08710 (l1, l2), Liu et al. 2017, arXiv 1708.06519 (bn_gamma), He et al. 2019, arXiv
 1811.00250 (fpgm), Molchanov et al. 2019, NVlabs/Taylor_pruning (taylor)
 Deviations: the target is MACs, not a ratio of channels, and n channels go where n - 1 do not reach
-it; the global ranking divides a layer's scores by their mean, which makes layers comparable; no layer
-loses more than `max_share` of its channels; groups that cannot be cut exactly stay whole.
+it; the global ranking divides a layer's scores by their mean, which makes layers comparable; no
+layer loses more than `max_share` of its channels; groups that cannot be cut exactly stay whole.
 """
 
 from __future__ import annotations
