@@ -79,6 +79,14 @@ def _arm(arm: config.Arm, data_root: Path | None, cache: Path) -> Iterator[Probl
             yield arm.name, error
     for spec in arm.upstream.models:
         yield from _methods(arm, spec, upstream)
+    if arm.transfer and arm.transfer.full and "full" in arm.transfer.modes:
+        for ref in arm.transfer.tasks:
+            try:
+                if ref in opened:
+                    steps = loop.total_steps(len(opened[ref].train), arm.transfer.full)
+                    loop.check_schedule(arm.transfer.full, steps)
+            except UserError as error:
+                yield f"{arm.name}, full on {ref.name}", error
     for name in arm.bench.backends if arm.bench else ():
         try:
             reason = plugins.load("backend", name)().available()

@@ -329,12 +329,15 @@ def test_what_lost_channels_is_transferred_and_timed_as_a_smaller_network(tmp_pa
     out = capsys.readouterr().out
     dense, small = (line.split(": ")[1] for line in out.splitlines() if "/checkpoint" in line)
     assert code == 0 and "times fewer MACs" in out
-    assert call("transfer", small, "--dense", dense, "--task", "digits", "--mode", "linear",
-                *common) == 0  # fmt: skip
+    modes = ["--mode", "linear", "--mode", "full", "--full", "demo-full"]
+    modes += ["--set", "transfer.full.steps=8"]
+    assert call("transfer", small, "--dense", dense, "--task", "digits", *modes, *common) == 0
     (report,) = runs.glob("report/transfer-*")
-    rows = pd.read_csv(next(report.glob("**/summary-*.csv")))
-    found = rows.set_index("method")["sparsity"]
-    assert found["dense"] == 0 and 0.4 <= found["structured"] < 0.5
+    tables = [pd.read_csv(path).set_index("method") for path in report.glob("**/summary-*.csv")]
+    assert len(tables) == 3
+    for found in tables:
+        assert found["sparsity"]["dense"] == 0 and 0.4 <= found["sparsity"]["structured"] < 0.5
+        assert 0.4 <= found["measured_sparsity"]["structured"] < 0.5
     capsys.readouterr()
     assert call("bench", small, "--dense", dense, "--repeats", "6", "--threads", "1") == 0
     said = capsys.readouterr().out

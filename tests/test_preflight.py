@@ -246,3 +246,10 @@ def test_a_teacher_must_know_the_task(tmp_path: Path, classes: int):
     else:
         _, error = the_problem(tmp_path, **changes)
         assert "cannot be the teacher" in error and "tells 7 classes apart" in error
+
+
+def test_a_warm_up_that_is_too_long_for_fine_tuning(tmp_path: Path):
+    transfer = {"tasks": ["digits"], "modes": ["full"],
+                "full": {"steps": 5, "schedule": {"warmup_steps": 6}}}  # fmt: skip
+    where, error = the_problem(tmp_path, transfer=transfer)
+    assert where == "main, full on digits" and "warm-up of 6 steps" in error

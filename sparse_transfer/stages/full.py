@@ -58,7 +58,7 @@ def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context)
         profile=spec.profile.name,
         image_size=spec.preprocess.image_size,
         split_hash=task.split_hash,
-        measured_sparsity=tuned["mask"]["measured_sparsity"],
+        measured_sparsity=tuned["measured_sparsity"],
     )
     return {
         "rows": [row],
@@ -135,9 +135,17 @@ def fine_tune(
         "labels": np.asarray(images.labels),
         "ids": np.asarray(images.ids),
         "mask": keeper.summary(),
+        "measured_sparsity": _measured(opened, keeper),
         "transform": transform.facts(),
         "training": {"losses": list(trained.losses), "warnings": list(trained.warnings)},
     }
+
+
+def _measured(opened: checkpoint.Checkpoint, keeper: FixedMask) -> float:
+    """Of the mask that was held; what lost channels and has no mask stands at what it lost."""
+    if keeper.masks is None and opened.loaded.shrink is not None:
+        return float(opened.facts.get("summary", {}).get("measured_sparsity") or 0.0)
+    return keeper.summary()["measured_sparsity"]
 
 
 def _without_head(masks: Masks | None, model: nn.Module) -> Masks | None:

@@ -62,6 +62,7 @@ def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context)
         facts = _scores(spec, model, task, transform, out, context)
     # a checkpoint that is taken as it is stands where its pruning left it
     measured = pruned.summary["measured_sparsity"] or removed
+    summary = pruned.summary | {"measured_sparsity": measured}
     for row in facts["rows"]:
         row["measured_sparsity"] = measured
     size = spec.preprocess.image_size
@@ -81,7 +82,7 @@ def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context)
         "upstream_seed": spec.seed,
         "recipe": spec.recipe.name,
         "run": run.id,
-        "summary": pruned.summary,
+        "summary": summary,
     }
     if context.accelerator.is_main_process:
         checkpoint.save(
@@ -91,7 +92,7 @@ def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context)
     return {
         **facts,
         "measured_sparsity": measured,
-        "summary": pruned.summary,
+        "summary": summary,
         "macs": macs.sparse,
         "macs_dense": pruned.summary.get("macs_dense", macs.dense),
         "layers": cost.layer_facts(model, pruned.masks),
