@@ -63,8 +63,10 @@ def test_every_option_of_prune_reaches_the_experiment():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"sparsity": 1.0}, "sparsities"),
-        ({"sparsity": -0.1}, "sparsities"),
+        ({"sparsity": 1.0}, "--sparsity 1 is outside"),
+        ({"sparsity": -0.1}, "--sparsity -0.1 is outside"),
+        ({"sparsity": 90.0}, "Write --sparsity 0.9 for 90 %"),
+        ({"method": "str"}, "--sparsity 0.9 has no effect on str"),
         ({"crop": "middle"}, "crop"),
         ({"recalibrate_bn": -5}, "recalibrate_bn"),
         ({"kwargs": ["channels"]}, "--kwarg"),
@@ -137,3 +139,26 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path):
         transferred(tmp_path)
     with pytest.raises(UserError, match="no such folder"):
         transferred(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("change", "sparsities"),
+    [
+        ({}, (0.9,)),
+        ({"method": "nm"}, (0.5,)),
+        ({"method": "nm", "options": ["pattern=1:4"]}, (0.75,)),
+        ({"method": "acdc", "options": ["allocation=2:4"]}, (0.5,)),
+        ({"method": "structured"}, (0.9,)),
+        ({"method": "str"}, ()),
+    ],
+    ids=str,
+)
+def test_a_sparsity_that_is_not_given_is_the_only_possible_one_or_nine_tenths(
+    change: dict[str, Any], sparsities: tuple[float, ...]
+):
+    assert pruned(sparsity=None, **change).arms[0].prune.sparsities == sparsities
+
+
+def test_two_calls_that_differ_in_an_option_have_reports_of_their_own():
+    names = {pruned(options=[f"updates={n}"]).name for n in (5, 6)} | {pruned(seed=1).name}
+    assert len(names) == 3 and all(name.startswith("prune-resnet18-gmp-0.9-") for name in names)
