@@ -256,7 +256,7 @@ def prune(
         float | None,
         typer.Option(
             help="Share of zeros (of MACs removed, for structured methods), 0 to below 1; "
-            "0.9 unless the method has no target.",
+            "default: 0.9, or the only one that an N:M pattern has.",
             show_default=False,
         ),
     ] = None,

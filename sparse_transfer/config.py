@@ -323,12 +323,6 @@ class Arm(Frozen):
             raise ValueError("the recipe trains, so `upstream.task` must name a task")
         if self.upstream.task is None and self.prune.recalibrate_bn:
             raise ValueError("`recalibrate_bn` needs images: name a task in `upstream.task`")
-        random = [m.title for m in self.upstream.models if m.weights == "random"]
-        if random and self.recipe.distillation:
-            raise ValueError(
-                f"`recipe.distillation` learns from the model as it is loaded, and {random[0]} has "
-                "random weights: start from trained ones, or leave distillation out"
-            )
         return self
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from sparse_transfer import checkpoint, config, data, loop, models, plan, plugins, weights
 from sparse_transfer.errors import UserError
-from sparse_transfer.pruning.driver import events_of
+from sparse_transfer.pruning.driver import averages, events_of
 from sparse_transfer.pruning.layers import prunable
 from sparse_transfer.pruning.method import AbstractMethod
 from sparse_transfer.pruning.structured.driver import check_structured, check_unmasked
@@ -188,8 +188,7 @@ class _Skeleton:
             has_images=has_images,
             active=None if self._kept is None else sum(self._kept.values()),
         )
-        rewinds = any(event.rewinds_to is not None for event in events.values())
-        loop.check_average(recipe, not rewinds and not method.shrinks)
+        loop.check_average(recipe, averages(method, events))
 
     def _trace(self) -> ChannelGraph:
         if self._graph is None:

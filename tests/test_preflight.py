@@ -253,3 +253,9 @@ def test_a_warm_up_that_is_too_long_for_fine_tuning(tmp_path: Path):
                 "full": {"steps": 5, "schedule": {"warmup_steps": 6}}}  # fmt: skip
     where, error = the_problem(tmp_path, transfer=transfer)
     assert where == "main, full on digits" and "warm-up of 6 steps" in error
+
+
+def test_random_weights_have_nothing_to_teach(tmp_path: Path):
+    told = problems(tmp_path, recipe={"steps": 50, "distillation": {}})
+    assert [where for where, _ in told] == ["main, dense", "main, gmp"]
+    assert all("Its weights are random" in error for _, error in told)

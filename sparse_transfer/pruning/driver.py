@@ -60,6 +60,15 @@ def events_of(
     return _events(method, sparsity, shapes, active, total_steps, has_images)
 
 
+def averages(method: AbstractMethod[Frozen], events: Mapping[int, Event]) -> bool:
+    """Whether an average of the weights over training is a network of the same zeros.
+
+    Not where a method rewinds (it would mix trainings), nor where zeros come and go.
+    """
+    rewinds = any(event.rewinds_to is not None for event in events.values())
+    return not rewinds and not method.shrinks
+
+
 @final
 class Pruner:
     """One method, pruning one model in one training.
@@ -123,7 +132,7 @@ class Pruner:
         self.rewinds = {t: e.rewinds_to for t, e in events if e.rewinds_to is not None}
         self.prunes = _pruning_steps(events, 1.0 - active / self._weights)
         self.last_cut: ShrinkPlan | None = None
-        self.averages = not self.rewinds and not method.shrinks
+        self.averages = averages(method, self._events)
         self._memory: dict[str, Tensor] = {}
         # With target 0 a method does nothing at all, its penalties and proximal steps included.
         self._works = bool(sparsity) or not method.has_target

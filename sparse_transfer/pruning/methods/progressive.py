@@ -34,7 +34,7 @@ import torch
 from pydantic import Field, model_validator
 
 from sparse_transfer.config import Fraction, Frozen
-from sparse_transfer.pruning.structured.budget import budget, relative_importance
+from sparse_transfer.pruning.structured.budget import budget, relative_importance, spare
 from sparse_transfer.pruning.structured.importance import Importance
 from sparse_transfer.pruning.structured.method import AbstractStructuredMethod, Layer
 from sparse_transfer.pruning.structured.schedule import StepSize, milestones
@@ -106,10 +106,8 @@ class Method(AbstractStructuredMethod[ProgressiveOptions]):
 
     def room(self, live: int, before: int, last: bool) -> int:
         """Down to `min_channels` and to what `max_share` leaves, by `cap` at once."""
-        stay = math.ceil(before * (1 - self.options.max_share) - 1e-9)
-        least = max(self.options.min_channels, stay)
         most = live if last else max(1, math.floor(self.options.cap * live))
-        return max(0, min(live - least, most))
+        return min(most, spare(live, before, self.options.min_channels, self.options.max_share))
 
     def allocate(
         self, layers: Sequence[Layer], room: Sequence[int], generator: torch.Generator

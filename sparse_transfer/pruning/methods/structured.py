@@ -20,7 +20,6 @@ layer loses more than `max_share` of its channels; groups that cannot be cut exa
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Literal, final
 
@@ -28,7 +27,7 @@ import torch
 from pydantic import Field, model_validator
 
 from sparse_transfer.config import Fraction, Frozen
-from sparse_transfer.pruning.structured.budget import budget
+from sparse_transfer.pruning.structured.budget import budget, spare
 from sparse_transfer.pruning.structured.importance import Importance, lowest_counts
 from sparse_transfer.pruning.structured.method import AbstractStructuredMethod, Layer
 from sparse_transfer.pruning.structured.schedule import StepSize, milestones
@@ -90,9 +89,7 @@ class Method(AbstractStructuredMethod[StructuredOptions]):
 
     def room(self, live: int, before: int, last: bool) -> int:
         """Down to `min_channels`, and to what `max_share` leaves."""
-        stay = math.ceil(before * (1 - self.options.max_share) - 1e-9)
-        least = max(self.options.min_channels, stay)
-        return max(0, live - least)
+        return spare(live, before, self.options.min_channels, self.options.max_share)
 
     def allocate(
         self, layers: Sequence[Layer], room: Sequence[int], generator: torch.Generator

@@ -18,6 +18,17 @@ TINY = 1e-30  # keeps the logarithm of a layer without any importance finite
 ALIKE = 1e-6  # logarithms of float32 scores closer than this are equal
 
 
+def spare(live: int, before: int, min_channels: int, max_share: float) -> int:
+    """Channels that a layer can still lose: down to `min_channels`, and to what `max_share` leaves.
+
+    Args:
+        live: channels now.
+        before: channels at the start, of which at most `max_share` go in all.
+    """
+    least = max(min_channels, math.ceil(before * (1 - max_share) - 1e-9))
+    return max(0, live - least)
+
+
 def budget(
     total: int, channels: Sequence[int], z: Sequence[float], kappa: float, room: Sequence[int]
 ) -> list[int]:
