@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sparse_transfer import experiment_file, listing, plugins
-from sparse_transfer.__main__ import LISTS
+from sparse_transfer.commands.catalogue import LISTS
 from sparse_transfer.errors import UserError
 
 

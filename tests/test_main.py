@@ -17,7 +17,8 @@ import torch
 import typer
 from safetensors.torch import load_file
 
-from sparse_transfer.__main__ import LISTS, app, main
+from sparse_transfer.__main__ import app, main
+from sparse_transfer.commands.catalogue import LISTS
 
 TINY = str(Path(__file__).with_name("tiny.yaml"))
 ONE_RUN = ["--set", "transfer=null", "--set", "bench=null", "--set", "prune.seeds=[0]"]

@@ -1,0 +1,184 @@
+"""Verbs on one model or checkpoint: prune, transfer, bench."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparse_transfer.commands.app import DataRoot, Debug, Json, Runs, Sets, Threads, app, examples
+from sparse_transfer.commands.steps import (
+    is_main,
+    make_plan,
+    print_json,
+    refuse_problems,
+    run_plan,
+    say,
+    set_up,
+)
+
+
+@app.command(
+    epilog=examples(
+        "sparse-transfer prune resnet20_cifar --weights random --task shapes --recipe demo "
+        "--image-size 32 --crop none --method fggp --sparsity 0.9",
+        "sparse-transfer prune resnet18 --task pets --method gmp --recipe short-prune",
+    )
+)
+def prune(
+    model: Annotated[str, typer.Argument(help="timm name, hf-hub:ORG/NAME or local-dir:PATH.")],
+    task: Annotated[str, typer.Option(help="Task card of the upstream images.")],
+    method: Annotated[str, typer.Option(help="A pruner: `sparse-transfer ls pruners`.")] = "gmp",
+    sparsity: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of zeros (of MACs removed, for structured methods), 0 to below 1; "
+            "default: 0.9, or the only one that an N:M pattern has.",
+            show_default=False,
+        ),
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="Training recipe: `ls recipes`.")] = "short-prune",
+    weights: Annotated[
+        str, typer.Option(help="`pretrained`, `random`, or a .safetensors / .pth file.")
+    ] = "pretrained",
+    kwarg: Annotated[
+        list[str] | None, typer.Option(help="Model argument name=value. May be repeated.")
+    ] = None,
+    cfg: Annotated[
+        list[str] | None,
+        typer.Option(help="pretrained_cfg override name=value, e.g. mean=[.5,.5,.5]."),
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="Pruner option name=value. May be repeated.")
+    ] = None,
+    image_size: Annotated[int, typer.Option(help="Pixels.")] = 224,
+    crop: Annotated[
+        str, typer.Option(help="`center` or `none` (whole image squeezed).")
+    ] = "center",
+    recalibrate_bn: Annotated[
+        int, typer.Option(help="Images to recompute batch-norm statistics on afterwards; 0: none.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="Upstream seed.")] = 0,
+    sets: Sets = None,
+    data_root: DataRoot = None,
+    runs: Runs = Path("runs"),
+    threads: Threads = None,
+    debug: Debug = False,
+) -> None:
+    """Prune one upstream model (and make its dense counterpart); prints the checkpoint's folder."""
+    from sparse_transfer import single
+
+    set_up(debug, threads)
+    experiment = single.prune_experiment(
+        model=model,
+        task=task,
+        method=method,
+        sparsity=sparsity,
+        recipe=recipe,
+        weights=weights,
+        kwargs=kwarg or [],
+        pretrained_cfg=cfg or [],
+        options=option or [],
+        image_size=image_size,
+        crop=crop,
+        recalibrate_bn=recalibrate_bn,
+        seed=seed,
+        overrides=sets or [],
+    )
+    refuse_problems(experiment, data_root, runs)
+    code = run_plan(experiment, runs, data_root, [], [], None, False, debug)
+    made = make_plan(experiment, data_root, runs)
+    for item in made.runs:
+        folder = runs / "prune" / item.id / "checkpoint"
+        if folder.is_dir() and is_main():
+            typer.echo(f"{single.outcome(folder.parent)}\n{item.title}: {folder}")
+    raise typer.Exit(code)
+
+
+@app.command(
+    epilog=examples(
+        "sparse-transfer transfer runs/prune/0123456789abcdef/checkpoint --task digits",
+        "sparse-transfer transfer sparse/ --dense dense/ --task my.yaml --mode linear --mode full",
+    )
+)
+def transfer(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder of this program.")],
+    task: Annotated[list[str], typer.Option(help="Task card. May be repeated.")],
+    mode: Annotated[list[str] | None, typer.Option(help="linear, full. May be repeated.")] = None,
+    dense: Annotated[
+        Path | None, typer.Option(help="Checkpoint of the dense model to compare with.")
+    ] = None,
+    linear: Annotated[str, typer.Option(help="Linear profile.")] = "paper-linear",
+    full: Annotated[str, typer.Option(help="Full fine-tuning profile.")] = "short",
+    image_size: Annotated[
+        int | None, typer.Option(help="Pixels; default: the checkpoint's own.")
+    ] = None,
+    crop: Annotated[
+        str | None,
+        typer.Option(help="`center` or `none` (whole image squeezed); default: as it was pruned."),
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Transfer seeds, comma-separated.")] = "0",
+    sets: Sets = None,
+    data_root: DataRoot = None,
+    runs: Runs = Path("runs"),
+    threads: Threads = None,
+    debug: Debug = False,
+) -> None:
+    """Transfer a checkpoint to downstream tasks, its mask held fixed; ends with a report."""
+    from sparse_transfer import single
+
+    set_up(debug, threads)
+    experiment = single.transfer_experiment(
+        checkpoint=checkpoint,
+        dense=dense,
+        tasks=task,
+        modes=mode or ["linear"],
+        linear=linear,
+        full=full,
+        image_size=image_size,
+        crop=crop,
+        seeds=seeds,
+        overrides=sets or [],
+    )
+    refuse_problems(experiment, data_root, runs)
+    raise typer.Exit(run_plan(experiment, runs, data_root, [], [], None, False, debug))
+
+
+@app.command(
+    epilog=examples(
+        "sparse-transfer bench runs/prune/0123456789abcdef/checkpoint --dense dense/checkpoint",
+        "sparse-transfer bench sparse/ --backend dense --backend onnxruntime --batch-size 1",
+    )
+)
+def bench(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder of this program.")],
+    dense: Annotated[
+        Path | None, typer.Option(help="Dense checkpoint to compare with; default: no comparison.")
+    ] = None,
+    backend: Annotated[
+        list[str] | None, typer.Option(help="May be repeated: `ls backends`.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per call.")] = 16,
+    image_size: Annotated[
+        int | None, typer.Option(help="Pixels; default: the checkpoint's own.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=6, help="Timed calls of each, interleaved.")] = 30,
+    as_json: Json = False,
+    threads: Threads = None,
+    debug: Debug = False,
+) -> None:
+    """Measure latency beside the dense model: interleaved, median, agreement checked first."""
+    from sparse_transfer.report import console_tables
+    from sparse_transfer.stages import bench as stage
+
+    set_up(debug, threads)
+    rows, reasons = stage.measure_checkpoints(
+        checkpoint, dense, tuple(backend or ["dense"]), batch_size, image_size, repeats
+    )
+    if as_json:
+        print_json(rows)
+    else:
+        console_tables.print_bench(rows)
+    for reason in reasons:
+        say(f"not measured: {reason}")
