@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 
-from sparse_transfer.predictions import Predictions
-from sparse_transfer.report import cost_tables, layers, provenance, tables
-from sparse_transfer.report import figures as draw
-from sparse_transfer.report.cells import Table, slug
-from sparse_transfer.report.colours import assign
+from sparse_transfer.report import cost_tables, tables
+from sparse_transfer.report.cells import Table
 from sparse_transfer.report.figures import Drawing
-from sparse_transfer.report.html import Part, Section, page
-from sparse_transfer.report.tables import CELL, Group
+from sparse_transfer.report.html import Section, page
+from sparse_transfer.report.material import LoadPredictions, Material
+from sparse_transfer.report.sections import ALL
+from sparse_transfer.report.tables import Group
 from sparse_transfer.report.terminal import markdown
 from sparse_transfer.report.verdict import sentences
 from sparse_transfer.statistics import GROUP, Comparison, compare, contrast
 from sparse_transfer.store import read_json, replacing, write_json
 
 LIST = "files.json"  # what the last report wrote, so that a new one leaves nothing stale
-LoadPredictions = Callable[[Mapping[str, Any]], Predictions]
 INTERVALS = ("low", "high", "mde")
 
 
@@ -97,7 +95,7 @@ def build(
     known = _with_defaults(facts)
     is_demo = any(str(label).lower().startswith("demo") for label in known["labels"])
     measured = cost_tables.measurements(bench) if len(bench) else pd.DataFrame()
-    comparison, contrasts = None, pd.DataFrame()
+    comparison, contrasts, load = None, pd.DataFrame(), None
     groups: list[Group] = []
     if len(frame):
         frame = _typed(frame)
@@ -115,12 +113,16 @@ def build(
         is_demo=is_demo,
         failures=len(known["failures"]),
     )
-    made = _Maker(frame, measured, known, groups, comparison, contrasts)
-    sections = [section for section in made.sections() if section]
-    summary = [table for section in sections[:1] for part in section.parts for table in part.tables]
-    if not groups:
-        summary = []
-    return Report(known, verdict, sections, summary, made.methods())
+    material = Material(frame, measured, known, groups, comparison, contrasts, load)
+    sections = [made for section in ALL if (made := section(material))]
+    summary = [
+        table
+        for section in sections
+        if section.name == "summary"
+        for part in section.parts
+        for table in part.tables
+    ]
+    return Report(known, verdict, sections, summary, material.methods)
 
 
 def save(report: Report, out: Path) -> Path:
@@ -152,311 +154,6 @@ def save(report: Report, out: Path) -> Path:
             (out / name).unlink(missing_ok=True)
     write_json(out / LIST, written)
     return out / "index.html"
-
-
-class _Maker:
-    """Puts tables and figures into sections."""
-
-    def __init__(
-        self,
-        frame: pd.DataFrame,
-        measured: pd.DataFrame,
-        facts: Mapping[str, Any],
-        groups: Sequence[Group],
-        comparison: Comparison | None,
-        contrasts: pd.DataFrame,
-    ) -> None:
-        self.frame, self.measured, self.facts = frame, measured, facts
-        self.groups, self.comparison, self.contrasts = groups, comparison, contrasts
-        self.layers = layers.by_layer(facts["layers"]) if facts["layers"] else pd.DataFrame()
-        self.looks = assign(self.methods())
-        self.places = list(dict.fromkeys((group.arm, group.model) for group in groups))
-        models = [arm for arm, _ in self.places]
-        self.slugs = {
-            place: slug(place[0], place[1] if models.count(place[0]) > 1 else "")
-            for place in self.places
-        }
-
-    def methods(self) -> list[str]:
-        """Every method that appears anywhere."""
-        named = [one["method"] for one in (self.frame, self.measured, self.layers) if len(one)]
-        return sorted({str(method) for column in named for method in column})
-
-    def sections(self) -> Iterator[Section]:
-        if self.comparison is not None:
-            yield from self._results(self.comparison)
-        yield Section.of(
-            "bought",
-            "What pruning buys",
-            "Theoretical ratios count multiply-accumulates with zeros skipped; measured ratios are "
-            "wall-clock and hold for the stated backend only.",
-            self._bought(),
-        )
-        yield Section.of(
-            "inside",
-            "Inside the networks",
-            "Where the remaining weights are, and which channels are gone.",
-            self._inside(),
-        )
-        yield Section.of("missing", "Failed and skipped", "", [Part(tables=self._missing())])
-        yield Section.of("provenance", "Provenance", "", [Part(tables=self._provenance())])
-
-    def _results(self, comparison: Comparison) -> Iterator[Section]:
-        yield Section.of(
-            "summary",
-            "What pruning costs",
-            "The relative error increase of a task is (sparse error − dense error) / dense error; "
-            "positive is worse. The headline is its mean over tasks, the mean of ratios.",
-            [
-                Part(self._title(place), (), tuple(self._summary(place, comparison)))
-                for place in self.places
-            ],
-        )
-        yield Section.of(
-            "increase",
-            "Relative error increase by sparsity",
-            "",
-            [
-                Part(self._title(place), tuple(self._increase(place, comparison)))
-                for place in self.places
-            ],
-        )
-        yield Section.of(
-            "tasks",
-            "Task by task",
-            "",
-            [part for place in self.places for part in self._task_parts(place, comparison)],
-        )
-
-    def _title(self, place: tuple[str, str]) -> str:
-        return " · ".join(place) if len(self.places) > 1 else ""
-
-    def _of(self, place: tuple[str, str]) -> list[Group]:
-        return [group for group in self.groups if (group.arm, group.model) == place]
-
-    def _held(self, arm: str, mode: str = "") -> str:
-        """What was held fixed in an arm; of one mode, without what concerns the other modes."""
-        lines = self.facts["held_fixed"].get(arm, ())
-        if isinstance(lines, str):
-            return lines
-        if not lines and len(self.frame):  # at least what the rows themselves say
-            own = self.frame[self.frame["arm"] == arm]
-            lines = [
-                f"{words} {', '.join(f'{value}' for value in own[name].unique() if value != '')}"
-                for name, words in (
-                    ("recipe", "recipe"),
-                    ("profile", "profile"),
-                    ("image_size", "px"),
-                )
-                if own[name].ne("").any()
-            ]
-        others = [name for name in ("linear", "full") if mode and not mode.startswith(name)]
-        kept = [line for line in map(str, lines) if line.partition(":")[0].lower() not in others]
-        return " ".join(f"{line.rstrip('.;')}." for line in kept)
-
-    def _summary(self, place: tuple[str, str], comparison: Comparison) -> Iterator[Table]:
-        upstream = self.frame[self.frame["mode"] == "upstream"]
-        by_cell = upstream.groupby(["arm", "model", *CELL])["value"].mean().to_dict()
-        means = cast("dict[tuple[Any, ...], float]", by_cell)
-        groups = self._of(place)
-        transfer = [group for group in groups if group.mode != "upstream"]
-        for group in transfer or groups:
-            yield tables.summary_table(
-                group,
-                comparison,
-                self.contrasts,
-                means,
-                self.measured,
-                self._held(group.arm, group.mode),
-            )
-        parts = [group.of(self.contrasts) for group in groups if len(self.contrasts)]
-        if any(len(part) for part in parts):
-            yield tables.contrast_table(
-                pd.concat(parts),
-                name=self.slugs[place],
-                title="Methods against each other",
-                held_fixed=self._held(place[0]),
-            )
-
-    def _increase(self, place: tuple[str, str], comparison: Comparison) -> Iterator[Drawing]:
-        groups = self._of(place)
-        rows = pd.concat([group.of(comparison.methods) for group in groups])
-        rows = rows[~rows["is_dense"] & rows["mor"].notna()]
-        groups = [group for group in groups if len(group.of(rows))]
-        limits = _shared_limits(groups, rows) if groups else {}
-        for group in groups:
-            own = group.of(rows)
-            data = own[[*CELL, "mor", "low", "high", "n_tasks", "n_seeds", "interval_over"]]
-            data = data.rename(columns={"mor": "increase"})
-            over = [text for text in own["interval_over"].unique() if text]
-            bars = f" Bars: 95 % interval over {' and '.join(over)}." if over else ""
-            tasks, seeds = int(own["n_tasks"].max()), int(own["n_seeds"].max())
-            count = f"{tasks} task{'s' if tasks != 1 else ''} × "
-            count += f"{seeds} upstream seed{'s' if seeds != 1 else ''}"
-            yield draw.increase_by_sparsity(
-                data,
-                self.looks,
-                name=f"increase-{group.name}",
-                title=group.title,
-                caption=f"Mean of ratios, {count}.{bars}",
-                limits=limits[group.name],
-            )
-
-    def _task_parts(self, place: tuple[str, str], comparison: Comparison) -> Iterator[Part]:
-        groups = [group for group in self._of(place) if group.mode != "upstream"]
-        rows = [group.of(comparison.tasks) for group in groups if len(comparison.tasks)]
-        order = _easiest_first(pd.concat(rows)) if rows else []
-        dots = [self._dots(group, comparison, order) for group in groups]
-        heat = [self._heat(group, comparison, order) for group in groups]
-        yield Part(self._title(place), tuple(one for one in dots if one))
-        yield Part("", tuple(one for one in heat if one), (self._task_table(place, comparison),))
-
-    def _dots(self, group: Group, comparison: Comparison, order: list[str]) -> Drawing | None:
-        own = group.of(comparison.tasks)
-        if own.empty:
-            return None
-        seeds = int(own["n_seeds"].max())
-        mean = f", mean of {seeds} upstream seeds" if seeds > 1 else ""
-        return draw.accuracy_by_task(
-            own[[*CELL, "task", "value", "value_sd", "n_test", "n_seeds"]],
-            self.looks,
-            tasks=order,
-            name=f"accuracy-{group.name}",
-            title=group.title,
-            caption=f"Each task's own metric{mean}. The upright line is the dense model.",
-        )
-
-    def _heat(self, group: Group, comparison: Comparison, order: list[str]) -> Drawing | None:
-        own = group.of(comparison.tasks)
-        own = own[~own["is_dense"] & own["r"].notna()] if len(own) else own
-        if own.empty:
-            return None
-        shown = own[[*CELL, "task", "r", "examples_low", "examples_high"]]
-        return draw.heat_map(
-            shown.rename(columns={"r": "increase"}),
-            tasks=order,
-            name=f"heat-{group.name}",
-            title=group.title,
-            caption="Relative error increase, task × method; blue is better than dense.",
-        )
-
-    def _task_table(self, place: tuple[str, str], comparison: Comparison) -> Table:
-        rows = pd.concat([group.of(comparison.tasks) for group in self._of(place)])
-        return tables.task_table(
-            rows,
-            self.frame,
-            name=self.slugs[place],
-            title="Accuracy, errors and relative error increase",
-            held_fixed=self._held(place[0]),
-        )
-
-    def _bought(self) -> Iterator[Part]:
-        for place in self.places:
-            yield Part(self._title(place), tuple(self._pareto_macs(place)))
-        arms = list(dict.fromkeys(arm for arm, _ in self.places))
-        if len(self.measured):
-            arms += [arm for arm in dict.fromkeys(self.measured["arm"]) if arm not in arms]
-            for arm in arms:
-                drawings = tuple(self._pareto_time(arm))
-                held = self._held(arm)
-                table = cost_tables.speedup_table(self.measured, arm=arm, held_fixed=held)
-                title = f"{arm}: measured time" if len(arms) > 1 else ""
-                yield Part(title, drawings, (table,) if len(table.frame) else ())
-
-    def _pareto_macs(self, place: tuple[str, str]) -> Iterator[Drawing]:
-        for group, rows in self._errors(self._of(place)):
-            own = rows.assign(cost=rows["mac_ratio"].where(~rows["is_dense"], 1.0))
-            own = own[own["cost"] > 0]
-            if own["cost"].nunique() > 1:
-                yield draw.pareto(
-                    own[["model", *CELL, "cost", "error"]],
-                    self.looks,
-                    name=f"macs-{group.name}",
-                    title=f"{group.title}: error against MACs",
-                    caption="Theoretical cost; the dashed line is the front of what nothing beats.",
-                    unit="MACs with zeros skipped, share of dense",
-                )
-
-    def _pareto_time(self, arm: str) -> Iterator[Drawing]:
-        """Error against time, all models of the arm: a smaller dense model is a rival of zeros.
-
-        With one model, a backend that does not use zeros has nothing to show here.
-        """
-        own = self.measured[self.measured["arm"] == arm]
-        if own["model"].nunique() < 2:
-            own = own[own["uses_zeros"]]
-        errors: dict[str, list[pd.DataFrame]] = {}
-        for group, rows in self._errors([group for group in self.groups if group.arm == arm]):
-            errors.setdefault(group.title, []).append(rows)
-        for number, (key, part) in enumerate(own.groupby(cost_tables.REGIME, sort=False)):
-            words = cost_tables.regime(dict(zip(cost_tables.REGIME, key, strict=True)))
-            seconds = part.set_index(["model", *CELL])["seconds"].rename("cost")
-            for title, parts in errors.items():
-                timed = pd.concat(parts).join(seconds, on=["model", *CELL], how="inner")
-                if len(timed) > 1:
-                    timed = timed.assign(cost=1000 * timed["cost"])
-                    yield draw.pareto(
-                        timed[["model", *CELL, "cost", "error"]],
-                        self.looks,
-                        name=slug("time", arm, title, key[0], number),
-                        title=f"{title}: error against measured time",
-                        caption=f"Measured: {words}; median, mean over upstream seeds.",
-                        unit=f"ms per batch ({words})",
-                    )
-
-    def _errors(self, groups: Sequence[Group]) -> Iterator[tuple[Group, pd.DataFrame]]:
-        """Mean error over tasks by method, where all of them have the same number of tasks."""
-        if self.comparison is None:
-            return
-        modes = {group.mode for group in groups}
-        # The second probe checks the first one; it would only repeat these figures.
-        left_out = {"upstream"} | ({"linear-lbfgs"} if "linear-sgd" in modes else set())
-        for group in [g for g in groups if g.mode not in left_out] or groups:
-            rows = group.of(self.comparison.methods)
-            rows = rows[rows["mean_value"].notna()]
-            rows = rows[rows["n_tasks"] == rows["n_tasks"].max()]
-            yield group, rows.assign(error=1 - rows["mean_value"])
-
-    def _inside(self) -> Iterator[Part]:
-        if self.layers.empty:
-            return
-        arms = list(dict.fromkeys(self.layers["arm"]))
-        for arm in arms:
-            title = arm if len(arms) > 1 else ""
-            yield Part(
-                title,
-                layers.drawings(self.layers, self.looks, arm=arm),
-                (layers.table(self.layers, arm=arm),),
-            )
-
-    def _missing(self) -> tuple[Table, ...]:
-        failures, skipped = self.facts["failures"], self.facts["skipped"]
-        found = [provenance.failures_table(failures)] if failures else []
-        made = provenance.skipped_table(skipped)
-        return (*found, made) if made else tuple(found)
-
-    def _provenance(self) -> tuple[Table, ...]:
-        origin = provenance.origin_table(self.facts)
-        runs = [provenance.runs_table(self.frame)] if len(self.frame) else []
-        return (origin, *runs) if origin else tuple(runs)
-
-
-def _easiest_first(tasks: pd.DataFrame) -> list[str]:
-    """Tasks by falling accuracy of the dense model (of all, where there is none), over modes."""
-    dense = tasks[tasks["is_dense"]]
-    rows = dense if len(dense) else tasks
-    order = rows.groupby("task")["value"].mean().sort_values(ascending=False).index.tolist()
-    return [*order, *(task for task in tasks["task"].unique() if task not in order)]
-
-
-def _shared_limits(groups: Sequence[Group], rows: pd.DataFrame) -> dict[str, tuple[float, float]]:
-    """The axis of each group: shared where that leaves every panel readable, else its own."""
-    columns = ["mor", "low", "high"]
-    own = {g.name: draw.common_limits(g.of(rows)[columns].to_numpy().ravel()) for g in groups}
-    spans = [high - low for low, high in own.values()]
-    if max(spans) > 2 * min(spans):
-        return own
-    return dict.fromkeys(own, draw.common_limits(rows[columns].to_numpy().ravel(), margin=0.05))
 
 
 def _with_defaults(facts: Mapping[str, Any]) -> dict[str, Any]:

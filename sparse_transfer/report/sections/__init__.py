@@ -1,0 +1,31 @@
+"""The sections of a report, one module each.
+
+A section is a module here with a function `section(material)`, which returns None (or a section
+without parts) where there is nothing to show. `ALL` is the order of the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sparse_transfer.report.html import Section
+from sparse_transfer.report.material import Material
+from sparse_transfer.report.sections import (
+    bought,
+    increase,
+    inside,
+    missing,
+    origin,
+    summary,
+    tasks,
+)
+
+ALL: tuple[Callable[[Material], Section | None], ...] = (
+    summary.section,
+    increase.section,
+    tasks.section,
+    bought.section,
+    inside.section,
+    missing.section,
+    origin.section,
+)

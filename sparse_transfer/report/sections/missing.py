@@ -1,0 +1,20 @@
+"""What is not there: failed runs and skipped images."""
+
+from __future__ import annotations
+
+from sparse_transfer.report import provenance
+from sparse_transfer.report.cells import Table
+from sparse_transfer.report.html import Part, Section
+from sparse_transfer.report.material import Material
+
+
+def section(material: Material) -> Section:
+    """Shown where anything failed or was skipped."""
+    return Section.of("missing", "Failed and skipped", "", [Part(tables=_missing(material))])
+
+
+def _missing(material: Material) -> tuple[Table, ...]:
+    failures, skipped = material.facts["failures"], material.facts["skipped"]
+    found = [provenance.failures_table(failures)] if failures else []
+    made = provenance.skipped_table(skipped)
+    return (*found, made) if made else tuple(found)
