@@ -121,6 +121,7 @@ def table(runs: Sequence[Upstream], against: str, contrasts: Contrasts) -> Itera
     scores = [
         [cells[method][seed].accuracy for method in everywhere]
         for cells in found.values()
+        if everywhere
         for seed in _shared_seeds([cells[method] for method in everywhere])
     ]
     if len(everywhere) > 1 and scores:

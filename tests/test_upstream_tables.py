@@ -53,6 +53,13 @@ def test_differences_are_paired_and_only_declared_ones_are_decided(upstream: Mod
     assert "Mean rank over 4 blocks (Friedman p = 0.046): fggp 1.00, gmp 2.00." in declared
 
 
+def test_blocks_without_a_common_method_have_no_ranks(upstream: ModuleType):
+    runs = [run(upstream, "a", "gmp", 0.5, 0, 50), run(upstream, "b", "fggp", 0.5, 0, 60)]
+    text = "\n".join(upstream.table(runs, "gmp", set()))
+    assert "| gmp | 1 | 50.0 |" in text and "| fggp | 1 | 60.0 |" in text
+    assert "Mean rank" not in text
+
+
 def test_a_trend_is_the_slope_per_doubling_within_one_arm(upstream: ModuleType):
     runs = []
     for seed in range(3):
