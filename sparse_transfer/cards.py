@@ -39,6 +39,10 @@ class SourceSpec(Frozen):
             the arguments of the class. Empty: the source's own parts under their own names.
         marker: a path below the data root whose presence means that a torchvision set is here.
         download: whether torchvision may download the set into the data root.
+        lists: our name of a part → a text file that names its images, one path per line, as they
+            lie below the source; what no list names is left out. Looked for as a folder is.
+        class_order: how folders of classes are numbered: by `name`, by the `number` that each
+            name is (`10` after `9`), or by `wnid`, ImageNet's ids, which others are refused for.
     """
 
     kind: str
@@ -48,6 +52,8 @@ class SourceSpec(Frozen):
     parts: dict[str, str | dict[str, JsonValue]] = {}
     marker: str | None = None
     download: bool = False
+    lists: dict[str, str] = {}
+    class_order: Literal["name", "number", "wnid"] = "name"
 
     @model_validator(mode="before")
     @classmethod
@@ -117,9 +123,9 @@ class SplitRule(Frozen):
 
 
 class Sizes(Frozen):
-    """Images in the whole training and test part, after the split rule."""
+    """Images in the whole training and test part, after the split rule; None: not known."""
 
-    train: int = Field(ge=0)
+    train: int | None = Field(None, ge=0)
     test: int = Field(ge=1)
 
 
@@ -144,6 +150,9 @@ class TaskCard(Frozen):
         classes: their number; None takes it from the data.
         sizes: images that the whole set has; a source that differs is refused. None: unchecked.
         metric: the number that the task is reported in.
+        label_lists: lists of right classes, by the images' file names (`label_lists.py`): a
+            prediction is right if its class is in the image's list. Images with an empty list are
+            left out.
         image, label: columns, where the usual ones are not the right ones.
         hflip: whether a mirrored image keeps its class; False turns every random flip off.
         empty_classes: whether a class may lack training or test images.
@@ -157,6 +166,7 @@ class TaskCard(Frozen):
     classes: int | None = Field(None, ge=2)
     sizes: Sizes | None = None
     metric: Literal["top1", "mean_per_class"] = "top1"
+    label_lists: Literal["imagenet_real"] | None = None
     split: SplitRule = SplitRule.model_validate("official")
     sources: tuple[SourceSpec, ...] = Field(min_length=1)
     image: str | None = None

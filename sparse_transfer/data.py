@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -21,13 +21,14 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
-from sparse_transfer import plugins, splits
+from sparse_transfer import label_lists, plugins, splits
 from sparse_transfer.cards import TaskCard, card
 from sparse_transfer.cards import names as cards
 from sparse_transfer.config import TaskRef
 from sparse_transfer.decoding import DamagedImage, decode
 from sparse_transfer.errors import UserError
 from sparse_transfer.examples import AbstractSource, Part, Place, Presence, SourceUnavailable
+from sparse_transfer.file_lists import ListedSource
 from sparse_transfer.images import Images, Stats, batch, statistics
 from sparse_transfer.partition import Pool, check, divide, reduce
 from sparse_transfer.store import canonical_json, digest, read_json, write_json
@@ -63,6 +64,7 @@ class Split:
         key: hash of the ids, the labels and the state of the files: names caches.
         skipped: id → reason of the images that could not be decoded, filled when `Images` decodes
             them. They stay listed here and in the split hash; `Images` leaves them out.
+        accepted: id → all of its right classes, where the card has `label_lists`; else None.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Split:
     hflip: bool
     key: str
     skipped: dict[str, str]
+    accepted: Mapping[str, label_lists.Classes] | None
     _pieces: tuple[tuple[Part, np.ndarray], ...]
 
     def __len__(self) -> int:
@@ -211,7 +214,8 @@ def _place(task: TaskCard, data_root: Path | None) -> Place:
 
 def _sources(task: TaskCard, place: Place) -> Iterator[tuple[str, AbstractSource]]:
     for spec in task.sources:
-        yield spec.title, plugins.load("source", spec.kind)(spec, task, place)
+        source = plugins.load("source", spec.kind)(spec, task, place)
+        yield spec.title, ListedSource(source, spec, place) if spec.lists else source
 
 
 def _choose(task: TaskCard, data_root: Path | None, cache: Path) -> tuple[str, AbstractSource]:
@@ -252,16 +256,28 @@ def _open(task: TaskCard, ref: TaskRef, title: str, source: AbstractSource) -> T
             "Check that this is the right data; a subset needs a card of its own name.",
         )
     train, test = divide(task, listing.parts, title)
-    if task.sizes is not None and (task.sizes.train, task.sizes.test) != (len(train), len(test)):
-        raise UserError(
-            f"The data of task `{task.name}` differs from its card.",
-            f"{title} has {len(train):,} training and {len(test):,} test images; the card says "
-            f"{task.sizes.train:,} and {task.sizes.test:,}.",
-            "A subset never passes for the whole: write a card of another name for it.",
-        )
+    if task.label_lists is not None:
+        lists = label_lists.accepted(task.label_lists, test.ids.tolist())
+        test = test.where(label_lists.usable(test.ids.tolist(), lists))
+    _check_sizes(task, title, len(train), len(test))
     check(task, listing.classes, train, test)
     train, validation = reduce(task, ref, train)
     return _task(task, title, source, listing.classes, train, validation, test)
+
+
+def _check_sizes(task: TaskCard, title: str, train: int, test: int) -> None:
+    """The card's numbers of images, as far as it states them."""
+    if task.sizes is None:
+        return
+    wanted = task.sizes
+    if wanted.train not in (None, train) or wanted.test != test:
+        train_said = "" if wanted.train is None else f"{wanted.train:,} and "
+        raise UserError(
+            f"The data of task `{task.name}` differs from its card.",
+            f"{title} has {train:,} training and {test:,} test images; the card says "
+            f"{train_said}{wanted.test:,}{'' if train_said else ' test images'}.",
+            "A subset never passes for the whole: write a card of another name for it.",
+        )
 
 
 def _task(
@@ -273,11 +289,15 @@ def _task(
     validation: Pool,
     test: Pool,
 ) -> Task:
-    header = {
+    header: dict[str, Any] = {
         "task": task.name,
         "version": task.version,
         "rule": task.split.model_dump(mode="json"),
     }
+    lists = None
+    if task.label_lists is not None:
+        lists = label_lists.accepted(task.label_lists, test.ids.tolist())
+        header["label_lists"] = digest(lists)
     pools = {"train": train, "validation": validation, "test": test}
     parts = [(name, pool.ids.tolist(), pool.labels) for name, pool in pools.items()]
     value = splits.split_digest(canonical_json(header).encode(), parts)
@@ -290,6 +310,7 @@ def _task(
             hflip=task.hflip,
             key=splits.split_digest(files, [part]),
             skipped={},
+            accepted=lists if name == "test" else None,
             _pieces=pool.pieces,
         )
         for (name, pool), part in zip(pools.items(), parts, strict=True)

@@ -88,11 +88,13 @@ class Part:
         ids: stable, unique over all parts of the source.
         labels: (n,) int64 class numbers.
         fetch: row → the image: encoded bytes, its file, a decoded image, or None if it is absent.
+        paths: where each image lies below the source, for sources of files; else empty.
     """
 
     ids: Sequence[str]
     labels: np.ndarray
     fetch: Callable[[int], Any]
+    paths: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

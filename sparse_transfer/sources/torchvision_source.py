@@ -81,15 +81,19 @@ class TorchvisionSource(AbstractSource):
         if self._listing is None:
             opened = {name: self._open(name) for name in self.spec.parts}
             names = next((_first(part, _CLASSES) for part in opened.values()), None)
-            labels = {name: _first(part, _LABELS) for name, part in opened.items()}
+            labels = {name: _labels(part) for name, part in opened.items()}
             if unlabelled := [name for name, values in labels.items() if values is None]:
                 raise UserError(
                     f"{self.spec.title} cannot be used.",
                     f"Its part {unlabelled[0]} keeps its labels in none of {', '.join(_LABELS)}.",
                 )
             classes, numbers = encode_labels(labels, names, origin=self.spec.title)
+            root = self._root() or self.place.data_root
+            assert root is not None
+            folder = root / self._marker
             self._listing = Listing(
-                classes, {name: _part(name, part, numbers[name]) for name, part in opened.items()}
+                classes,
+                {name: _part(name, part, numbers[name], folder) for name, part in opened.items()},
             )
         return self._listing
 
@@ -153,9 +157,19 @@ def _first(part: Any, names: tuple[str, ...]) -> Any:
     return next((getattr(part, name) for name in names if hasattr(part, name)), None)
 
 
-def _part(name: str, part: Any, labels: np.ndarray) -> Part:
+def _labels(part: Any) -> Any:
+    """The class numbers, which some classes keep beside the images' paths."""
+    if hasattr(part, "_samples"):
+        return [label for _, label in part._samples]
+    return _first(part, _LABELS)
+
+
+def _part(name: str, part: Any, labels: np.ndarray, folder: Path) -> Part:
     ids = [f"{name}/{row:07d}" for row in range(len(labels))]
-    return Part(ids, labels, lambda row: part[row][0])
+    files = [Path(file) for file in getattr(part, "_image_files", ())]
+    below = all(file.is_relative_to(folder) for file in files)
+    paths = [file.relative_to(folder).as_posix() for file in files] if below else []
+    return Part(ids, labels, lambda row: part[row][0], paths)
 
 
 def open_source(spec: SourceSpec, card: TaskCard, place: Place) -> AbstractSource:
