@@ -80,3 +80,39 @@ def test_card_folder_goes_before_the_data_root(tmp_path: Path) -> None:
     assert open_source(made.sources[0], made, place).listing().classes == ("near",)
     assert Place(tmp_path / "root").find("x") == tmp_path / "root" / "x"
     assert place.find(str(tmp_path / "root" / "x")) == tmp_path / "root" / "x"
+
+
+def test_numbered_classes_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    folder(tmp_path / "x", {str(number): 1 for number in range(12)})
+    found = listing(tmp_path, class_order="number")
+    assert found.classes == tuple(map(str, range(12)))
+    part = found.parts["all"]
+    assert all(
+        int(name.partition("/")[0]) == label
+        for name, label in zip(part.ids, part.labels, strict=True)
+    )
+    lexicographic = listing(tmp_path).classes
+    assert lexicographic[2] == "10" and found.classes[2] == "2"
+
+
+@pytest.mark.parametrize(
+    ("order", "names", "wrong"),
+    [
+        ("number", ["0", "1", "3"], "3"),  # 2 is missing, so 3 cannot be the third class
+        ("number", ["0", "1", "02"], "02"),
+        ("wnid", ["n01440764", "tench"], "tench"),
+    ],
+)
+def test_class_folders_of_other_names_are_refused(tmp_path, order, names, wrong) -> None:
+    folder(tmp_path / "x", dict.fromkeys(names, 1))
+    with pytest.raises(UserError, match=f"there is {wrong}"):
+        listing(tmp_path, class_order=order)
+
+
+def test_part_that_the_card_names_must_be_there(tmp_path: Path) -> None:
+    folder(tmp_path / "x", {"train/a": 1})
+    made = card(sources=[{"folder": "x", "parts": {"train": "train", "test": "valid"}}])
+    source = open_source(made.sources[0], made, Place(tmp_path))
+    assert source.presence().state == "missing" and "valid" in source.presence().detail
+    with pytest.raises(UserError, match="There is no .*valid"):
+        source.listing()
