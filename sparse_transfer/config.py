@@ -226,15 +226,24 @@ class Upstream(Frozen):
     """The models to prune and the images to prune and score them on.
 
     Without a task nothing is trained or scored upstream: checkpoints are taken as they are.
+    `evaluate` names further test sets of the same classes, such as `imagenet_v2_matched`; every
+    checkpoint is scored on each, in a run of its own.
     """
 
     models: tuple[ModelSpec, ...] = Field(min_length=1)
     task: TaskRef | None = None
+    evaluate: tuple[TaskRef, ...] = ()
     preprocess: Preprocess = Preprocess()
+
+    @field_validator("evaluate", mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return _strings_to(value, "name")
 
     @model_validator(mode="after")
     def _rows_differ(self) -> Upstream:
         _refuse_equal("models", [model.title for model in self.models], "give each a `label`")
+        _refuse_equal("evaluate", [task.name for task in self.evaluate], "list each once")
         return self
 
 

@@ -52,12 +52,14 @@ def estimate(
 
 
 def _seconds(
-    spec: plan.PruneSpec | plan.LinearSpec | plan.FullSpec,
+    spec: plan.PruneSpec | plan.EvaluateSpec | plan.LinearSpec | plan.FullSpec,
     train: int,
     test: int,
     forward: float,
     stage: str,
 ) -> float:
+    if isinstance(spec, plan.EvaluateSpec):
+        return test * forward
     if isinstance(spec, plan.LinearSpec):
         return (train + test) * forward + _PROBES_SECONDS
     training = spec.recipe if isinstance(spec, plan.PruneSpec) else spec.profile

@@ -68,23 +68,31 @@ def accepted(name: str, ids: Sequence[str]) -> dict[str, Classes]:
     return {example: lists[file] for example, file in files.items()}
 
 
-def counted_labels(logits: np.ndarray, lists: Sequence[Classes]) -> np.ndarray:
-    """The class that each image is scored against: of its right ones, the most probable.
+def merged(logits: np.ndarray, lists: Sequence[Classes]) -> tuple[np.ndarray, np.ndarray]:
+    """One label per image, the same for every model, and logits in which it stands for its list.
 
-    With it top-1 accuracy is exactly the share of predictions that are in their lists, and every
-    other metric has its usual meaning for the right class that the model likes best.
+    The label is the lowest right class; its logit changes places with that of the right class that
+    the model finds most probable. So top-1 accuracy is exactly the share of predictions that are
+    in their lists, and other metrics have their usual meaning for the best-liked right class.
 
     Args:
         logits: (n, classes).
         lists: n tuples of right classes, none empty.
 
     Returns:
-        (n,) int64; on ties the lowest class, as for predictions.
+        (n,) int64 labels; (n, classes) logits.
     """
-    return np.array(
-        [min(right, key=lambda c: (-row[c], c)) for row, right in zip(logits, lists, strict=True)],
+    made, rows = logits.copy(), np.arange(len(logits))
+    labels = np.array([min(right) for right in lists], dtype=np.int64)
+    best = np.array(
+        [max(right, key=lambda c: (row[c], -c)) for row, right in zip(logits, lists, strict=True)],
         dtype=np.int64,
     )
+    # a wrong prediction that merely ties with a right class must stay the prediction
+    tied = (logits[rows, best] == logits.max(axis=1)) & (logits.argmax(axis=1) != best)
+    best = np.where(tied, labels, best)
+    made[rows, labels], made[rows, best] = logits[rows, best], logits[rows, labels]
+    return labels, made
 
 
 def usable(ids: Sequence[str], lists: Mapping[str, Classes]) -> np.ndarray:

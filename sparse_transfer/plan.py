@@ -1,7 +1,8 @@
 """An experiment becomes runs: a small DAG whose nodes are named by a hash of what defines them.
 
     prune ─▶ linear        prune (dense) ─▶ tune ─▶ full        prune (dense), prune ─▶ bench
-      └────▶ full
+      ├────▶ full
+      └────▶ evaluate
 
 Planning reads the labels of the data (for split hashes) and the bytes of outside weight files, and
 nothing else; it decides no number.
@@ -21,8 +22,8 @@ from sparse_transfer.weights import content_hash
 # Raised when an unchanged configuration no longer gives the numbers it gave before.
 RESULTS_VERSION = 2  # 2: upstream scores are computed in the recipe's precision on CPUs, too
 
-Stage = Literal["prune", "tune", "linear", "full", "bench"]
-STAGES: tuple[Stage, ...] = ("prune", "tune", "linear", "full", "bench")
+Stage = Literal["prune", "evaluate", "tune", "linear", "full", "bench"]
+STAGES: tuple[Stage, ...] = ("prune", "evaluate", "tune", "linear", "full", "bench")
 
 _NOT_IDENTITY = {"label", "kind", "source", "deviations"}
 
@@ -57,6 +58,15 @@ class PruneSpec:
 
 
 @dataclass(frozen=True)
+class EvaluateSpec:
+    """Score the checkpoint, head and all, on the test part of a further task."""
+
+    task: config.TaskRef
+    preprocess: config.Preprocess
+    precision: devices.Precision
+
+
+@dataclass(frozen=True)
 class LinearSpec:
     """Probe frozen features on one task, all transfer seeds at once."""
 
@@ -84,7 +94,7 @@ class BenchSpec:
     image_size: int
 
 
-Spec = PruneSpec | LinearSpec | FullSpec | BenchSpec
+Spec = PruneSpec | EvaluateSpec | LinearSpec | FullSpec | BenchSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +124,7 @@ class Run:
     @property
     def title(self) -> str:
         """What people read in a list of runs."""
-        if isinstance(self.spec, LinearSpec):
+        if isinstance(self.spec, LinearSpec | EvaluateSpec):
             return f"{self.subject} → {self.spec.task.name}"
         if isinstance(self.spec, FullSpec):
             return f"{self.subject} → {self.spec.task.name} t{self.spec.seed}"
@@ -160,7 +170,8 @@ def make(experiment: config.Experiment, split_hash: Callable[[config.TaskRef], s
     for arm in experiment.arms:
         hashes: dict[config.TaskRef, str] = {}
         upstream = [arm.upstream.task] if arm.upstream.task else []
-        for ref in dict.fromkeys([*upstream, *(arm.transfer.tasks if arm.transfer else ())]):
+        downstream = arm.transfer.tasks if arm.transfer else ()
+        for ref in dict.fromkeys([*upstream, *arm.upstream.evaluate, *downstream]):
             try:
                 hashes[ref] = split_hash(ref)
             except UserError as error:
@@ -254,6 +265,7 @@ def _arm_runs(arm: config.Arm, hashes: dict[config.TaskRef, str]) -> Iterator[Ru
                 for seed in arm.prune.seeds
             ]
         yield from checkpoints
+        yield from _evaluate_runs(arm, checkpoints, hashes)
         if arm.transfer is not None:
             anchor = checkpoints[0]  # the dense model, unless the arm has none
             yield from _transfer_runs(arm.transfer, anchor, checkpoints, hashes)
@@ -305,6 +317,27 @@ def _prune(
         recalibrate,
     )
     return Run("prune", Subject(model.title, method.title, sparsity, seed), spec, identity)
+
+
+def _evaluate_runs(
+    arm: config.Arm, checkpoints: list[Run], hashes: dict[config.TaskRef, str]
+) -> Iterator[Run]:
+    """Every checkpoint on every further test set, in the recipe's precision."""
+    # the checkpoint's own statistics and interpolation, whatever they were resolved from
+    own = {"normalise": "model", "interpolation": "model"}
+    preprocess = arm.upstream.preprocess.model_copy(update=own)
+    precision = arm.recipe.precision
+    for task in arm.upstream.evaluate:
+        for run in checkpoints if task in hashes else ():
+            identity = {
+                **_base("evaluate"),
+                "task": _task(task, hashes),
+                "preprocess": _plain(preprocess),
+                "precision": precision,
+                "checkpoint": run.id,
+            }
+            spec = EvaluateSpec(task, preprocess, precision)
+            yield Run("evaluate", run.subject, spec, identity, {"checkpoint": run})
 
 
 def _transfer_runs(

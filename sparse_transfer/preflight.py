@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from sparse_transfer.pruning.method import AbstractMethod
 from sparse_transfer.pruning.structured.driver import check_structured, check_unmasked
 from sparse_transfer.pruning.structured.graph import ChannelGraph, trace
 from sparse_transfer.pruning.structured.method import AbstractStructuredMethod
+from sparse_transfer.stages.evaluate import check_head
 
 Problem = tuple[str, UserError]
 
@@ -59,7 +60,8 @@ def describe(experiment: config.Experiment) -> Iterator[str]:
 def _arm(arm: config.Arm, data_root: Path | None, cache: Path) -> Iterator[Problem]:
     refs = [arm.upstream.task] if arm.upstream.task else []
     opened: dict[config.TaskRef, data.Task] = {}
-    for ref in dict.fromkeys([*refs, *(arm.transfer.tasks if arm.transfer else ())]):
+    downstream = arm.transfer.tasks if arm.transfer else ()
+    for ref in dict.fromkeys([*refs, *arm.upstream.evaluate, *downstream]):
         try:
             opened[ref] = data.open_task(ref, data_root=data_root, cache=cache)
         except UserError as error:
@@ -79,6 +81,7 @@ def _arm(arm: config.Arm, data_root: Path | None, cache: Path) -> Iterator[Probl
             yield arm.name, error
     for spec in arm.upstream.models:
         yield from _methods(arm, spec, upstream)
+        yield from _heads(arm, spec, upstream, opened)
     if arm.transfer and arm.transfer.full and "full" in arm.transfer.modes:
         for ref in arm.transfer.tasks:
             try:
@@ -95,6 +98,30 @@ def _arm(arm: config.Arm, data_root: Path | None, cache: Path) -> Iterator[Probl
             continue
         if reason is not None:
             yield f"{arm.name}, bench", UserError(f"Backend {name} is not available.", reason)
+
+
+def _heads(
+    arm: config.Arm,
+    spec: config.ModelSpec,
+    upstream: data.Task | None,
+    opened: Mapping[config.TaskRef, data.Task],
+) -> Iterator[Problem]:
+    """Whether the models that are scored on further test sets will have their classes."""
+    trains = bool(arm.recipe.steps or arm.recipe.epochs)
+    for model in (spec, *(method.model for method in arm.prune.methods if method.model)):
+        takes_classes = upstream is not None and (trains or model.weights == "random")
+        classes = len(upstream.classes) if upstream is not None and takes_classes else None
+        try:
+            loaded = models.skeleton(model, num_classes=classes, image_size=None)
+        except UserError:
+            continue  # said where the model itself is checked
+        for ref in arm.upstream.evaluate:
+            try:
+                if ref in opened:
+                    outputs = models.model_classes(loaded.model)
+                    check_head(outputs, ref.name, len(opened[ref].classes))
+            except UserError as error:
+                yield f"{arm.name}, evaluate {model.title}", error
 
 
 def _methods(

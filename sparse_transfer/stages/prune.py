@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from sparse_transfer import (
@@ -17,8 +16,6 @@ from sparse_transfer import (
     config,
     cost,
     data,
-    evaluation,
-    features,
     inputs,
     loop,
     models,
@@ -32,13 +29,11 @@ from sparse_transfer.pruning.masks import Masks
 from sparse_transfer.pruning.structured.driver import StructuredPruner
 from sparse_transfer.pruning.structured.shrink import ShrinkPlan
 from sparse_transfer.seeds import derive
-from sparse_transfer.stages import keeper
+from sparse_transfer.stages import keeper, scoring
 from sparse_transfer.stages.context import Context
 from sparse_transfer.weights import LOCAL_DIR
 
 log = logging.getLogger(__name__)
-
-_EVALUATION_BATCH = 128
 
 
 def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
@@ -118,6 +113,13 @@ def _scores(
 ) -> dict[str, Any]:
     """Recalibrate batch norm if asked for, and score: test rows, and facts beside them."""
     facts: dict[str, Any] = {}
+    precision = spec.recipe.precision
+
+    def score(images: Images, name: str, mode: str) -> dict[str, Any]:
+        return scoring.score(
+            model, images, task, out, name, mode=mode, precision=precision, context=context
+        )
+
     images = transform.images(task.test, context.cache)
     comparable = models.model_classes(model) == len(task.classes)
     if not comparable:
@@ -129,7 +131,7 @@ def _scores(
         )
     if spec.recalibrate_bn is not None and batchnorm.has_statistics(model):
         if comparable:
-            raw = _score(model, images, task, out, "upstream-raw", "raw", spec, context)
+            raw = score(images, "upstream-raw", "raw")
             facts["raw"] = f"{raw['metrics'][raw['metric']]['value']:.4f}"
             facts["raw_metrics"] = raw["metrics"]
         batchnorm.recalibrate(
@@ -141,10 +143,10 @@ def _scores(
         )
     if not comparable:
         return {**facts, "rows": [], "skipped": {task.card.name: dict(task.skipped)}}
-    facts["rows"] = [_score(model, images, task, out, "upstream", "upstream", spec, context)]
+    facts["rows"] = [score(images, "upstream", "upstream")]
     if len(task.validation):
         part = transform.images(task.validation, context.cache)
-        held_out = _score(model, part, task, out, "validation", "validation", spec, context)
+        held_out = score(part, "validation", "validation")
         facts["validation_metrics"] = held_out["metrics"]
     facts["skipped"] = {task.card.name: dict(task.skipped)}
     return facts
@@ -255,38 +257,3 @@ def _teacher(spec: plan.PruneSpec, model: nn.Module) -> Distillation | None:
         return None
     models.check_teacher(spec.model, models.model_classes(model))
     return Distillation(model, settings)
-
-
-def _score(
-    model: nn.Module,
-    images: Images,
-    task: data.Task,
-    out: Path,
-    name: str,
-    mode: str,
-    spec: plan.PruneSpec,
-    context: Context,
-) -> dict[str, Any]:
-    logits = features.logits(
-        model,
-        images,
-        accelerator=context.accelerator,
-        batch_size=_EVALUATION_BATCH,
-        precision=spec.recipe.precision,
-    )
-    return evaluation.row(
-        out,
-        name,
-        ids=images.ids,
-        labels=np.asarray(images.labels),
-        logits=logits,
-        classes=len(task.classes),
-        write=context.accelerator.is_main_process,
-        task=task.card.name,
-        metric=task.card.metric,
-        mode=mode,
-        transfer_seed=None,
-        profile="",
-        image_size=spec.preprocess.image_size,
-        split_hash=task.split_hash,
-    )
