@@ -109,6 +109,8 @@ def _heads(
     """Whether the models that are scored on further test sets will have their classes."""
     trains = bool(arm.recipe.steps or arm.recipe.epochs)
     for model in (spec, *(method.model for method in arm.prune.methods if method.model)):
+        if model.weights not in ("pretrained", "random"):
+            continue  # the head is the file's own; the run itself says if it does not fit
         takes_classes = upstream is not None and (trains or model.weights == "random")
         classes = len(upstream.classes) if upstream is not None and takes_classes else None
         try:

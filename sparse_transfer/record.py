@@ -248,7 +248,8 @@ def _upstream_held_fixed(arm: Arm) -> list[str]:
     recipe, prune, task = arm.recipe, arm.prune, arm.upstream.task
     pixels = arm.upstream.preprocess.image_size
     if task is None:
-        return ["Upstream: checkpoints taken as they are, not trained, pruned or scored here."]
+        undone = "trained or pruned" if arm.upstream.evaluate else "trained, pruned or scored"
+        return [f"Upstream: checkpoints taken as they are, not {undone} here.", *_further(arm)]
     if recipe.steps or recipe.epochs:
         length = f"{recipe.steps} steps" if recipe.steps is not None else f"{recipe.epochs} epochs"
         lines = [
@@ -270,12 +271,22 @@ def _upstream_held_fixed(arm: Arm) -> list[str]:
         f"Kept dense for all methods: {', '.join(recipe.keep_dense) or 'nothing'}. Sparsity is "
         f"{meaning}."
     )
+    lines += _further(arm)
     if prune.recalibrate_bn:
         lines.append(
             f"Batch-norm statistics of pruned models recomputed on {prune.recalibrate_bn.images} "
             "upstream training images; dense models keep their own."
         )
     return lines
+
+
+def _further(arm: Arm) -> list[str]:
+    if not arm.upstream.evaluate:
+        return []
+    names = ", ".join(ref.name for ref in arm.upstream.evaluate)
+    pixels = arm.upstream.preprocess.image_size
+    line = f"Checkpoints are also scored on {names} at {pixels} px, each under its own statistics "
+    return [line + "and interpolation."]
 
 
 def _before_recalibration(lines: list[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,6 @@ def transfer_experiment(
         UserError: a folder is no checkpoint of ours, or the dense one is not dense.
     """
     facts = checkpoint_facts(checkpoint)
-    measured = facts["measured_sparsity"]
     base = dense or checkpoint
     if dense is not None:
         given = checkpoint_facts(dense)
@@ -127,10 +126,7 @@ def transfer_experiment(
             )
     if not all(seed.strip().isdecimal() for seed in seeds.split(",")):
         raise UserError(f"--seeds {seeds} cannot be read.", hint="Write numbers: 0,1,2.")
-    size = image_size or facts["image_size"]
-    preprocess = {"image_size": size, "crop": crop or facts["crop"]}
-    if preprocess["crop"] == "center":
-        preprocess["resize"] = round(size / facts["crop_pct"])
+    preprocess = _preprocess(facts, image_size, crop)
     # two rows of one name would be taken for one method
     method = "given" if dense and facts["method"] == "dense" else facts["method"]
     raw = {
@@ -140,19 +136,7 @@ def transfer_experiment(
             "models": [{"name": f"local-dir:{base}", "label": facts["model"]}],
             "preprocess": preprocess,
         },
-        "recipe": "one-shot",
-        "prune": {
-            "dense": dense is not None,
-            "methods": [
-                {
-                    # without the channels that were removed it is a smaller dense model
-                    "name": "given" if measured or not facts["is_shrunk"] else "dense",
-                    "label": method,
-                    "model": {"name": f"local-dir:{checkpoint}", "label": facts["model"]},
-                }
-            ],
-            "sparsities": [measured] if measured or not facts["is_shrunk"] else [],
-        },
+        **_as_it_is(checkpoint, facts, method, has_dense=dense is not None),
         "transfer": {
             "tasks": list(tasks),
             "modes": list(modes),
@@ -163,6 +147,63 @@ def transfer_experiment(
         },
     }
     return experiment_file.build(raw, overrides)
+
+
+def evaluate_experiment(
+    *,
+    checkpoint: Path,
+    tasks: Sequence[str],
+    image_size: int | None,
+    crop: str | None,
+    overrides: Sequence[str],
+) -> config.Experiment:
+    """The experiment that `evaluate` runs: a finished checkpoint, scored as it is.
+
+    Raises:
+        UserError: the folder is no checkpoint of ours.
+    """
+    facts = checkpoint_facts(checkpoint)
+    raw = {
+        "name": f"evaluate-{_slug(checkpoint.resolve().parent.name)}-{facts['digest'][:8]}",
+        "title": f"Evaluation of {checkpoint}",
+        "upstream": {
+            "models": [{"name": f"local-dir:{checkpoint}", "label": facts["model"]}],
+            "evaluate": list(tasks),
+            "preprocess": _preprocess(facts, image_size, crop),
+        },
+        **_as_it_is(checkpoint, facts, facts["method"], has_dense=False),
+    }
+    return experiment_file.build(raw, overrides)
+
+
+def score(folder: Path) -> str:
+    """What an evaluation came to, in one line."""
+    (row,) = store.read_json(folder / "result.json")["rows"]
+    value = row["metrics"][row["metric"]]["value"]
+    return f"{row['task']}: {100 * value:.2f} % {row['metric']} of {row['n_test']:,} images"
+
+
+def _preprocess(facts: Mapping[str, Any], image_size: int | None, crop: str | None) -> dict:
+    """A checkpoint's own size and crop, or others."""
+    size = image_size or facts["image_size"]
+    made = {"image_size": size, "crop": crop or facts["crop"]}
+    if made["crop"] == "center":
+        made["resize"] = round(size / facts["crop_pct"])
+    return made
+
+
+def _as_it_is(checkpoint: Path, facts: Mapping[str, Any], method: str, *, has_dense: bool) -> dict:
+    """Recipe and methods that leave a checkpoint as it is."""
+    measured, is_shrunk = facts["measured_sparsity"], facts["is_shrunk"]
+    given = {
+        # without the channels that were removed it is a smaller dense model
+        "name": "given" if measured or not is_shrunk else "dense",
+        "label": method,
+        "model": {"name": f"local-dir:{checkpoint}", "label": facts["model"]},
+    }
+    sparsities = [measured] if measured or not is_shrunk else []
+    prune = {"dense": has_dense, "methods": [given], "sparsities": sparsities}
+    return {"recipe": "one-shot", "prune": prune}
 
 
 def checkpoint_facts(folder: Path) -> dict[str, Any]:

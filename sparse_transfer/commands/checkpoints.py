@@ -1,4 +1,4 @@
-"""Verbs on one model or checkpoint: prune, transfer, bench."""
+"""Verbs on one model or checkpoint: prune, transfer, evaluate, bench."""
 
 from __future__ import annotations
 
@@ -143,6 +143,45 @@ def transfer(
     )
     refuse_problems(experiment, data_root, runs)
     raise typer.Exit(run_plan(experiment, runs, data_root, [], [], None, False, debug))
+
+
+@app.command(
+    epilog=examples(
+        "sparse-transfer evaluate runs/prune/0123456789abcdef/checkpoint --on imagenet_v2_matched",
+        "sparse-transfer evaluate sparse/ --on imagenet1k --on imagenet_real --data-root ~/images",
+    )
+)
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder of this program.")],
+    on: Annotated[list[str], typer.Option(help="Task card of a test set. May be repeated.")],
+    image_size: Annotated[
+        int | None, typer.Option(help="Pixels; default: the checkpoint's own.")
+    ] = None,
+    crop: Annotated[
+        str | None,
+        typer.Option(help="`center` or `none` (whole image squeezed); default: as it was pruned."),
+    ] = None,
+    sets: Sets = None,
+    data_root: DataRoot = None,
+    runs: Runs = Path("runs"),
+    threads: Threads = None,
+    debug: Debug = False,
+) -> None:
+    """Score a checkpoint, head and all, on test sets of its own classes, such as ImageNet-V2."""
+    from sparse_transfer import single
+
+    set_up(debug, threads)
+    experiment = single.evaluate_experiment(
+        checkpoint=checkpoint, tasks=on, image_size=image_size, crop=crop, overrides=sets or []
+    )
+    refuse_problems(experiment, data_root, runs)
+    stages = ["prune", "evaluate"]
+    code = run_plan(experiment, runs, data_root, stages, [], None, False, debug)
+    for item in make_plan(experiment, data_root, runs).runs:
+        folder = runs / item.stage / item.id
+        if item.stage == "evaluate" and (folder / "result.json").is_file() and is_main():
+            typer.echo(single.score(folder))
+    raise typer.Exit(code)
 
 
 @app.command(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -33,6 +33,8 @@ class Material:
         contrasts: rows of `statistics.contrast`; may be empty.
         predictions: loads the stored predictions of a row of `frame`; None where none are stored,
             and in a demo.
+        further: rows of upstream checkpoints on further test sets, which no comparison joins;
+            may be empty.
     """
 
     frame: pd.DataFrame
@@ -42,6 +44,12 @@ class Material:
     comparison: Comparison | None
     contrasts: pd.DataFrame
     predictions: LoadPredictions | None = None
+    further: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether intervals and verdicts are withheld."""
+        return any(str(label).lower().startswith("demo") for label in self.facts["labels"])
 
     @cached_property
     def layers(self) -> pd.DataFrame:

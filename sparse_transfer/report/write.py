@@ -97,8 +97,9 @@ def build(
     measured = cost_tables.measurements(bench) if len(bench) else pd.DataFrame()
     comparison, contrasts, load = None, pd.DataFrame(), None
     groups: list[Group] = []
+    further = pd.DataFrame()
     if len(frame):
-        frame = _typed(frame)
+        frame, further = _apart(_typed(frame))
         load = None if is_demo or not _has_predictions(frame) else predictions
         comparison = compare(frame, predictions=load, allow_unequal=True)
         contrasts = _contrasts(frame, known["contrasts"])
@@ -113,7 +114,7 @@ def build(
         is_demo=is_demo,
         failures=len(known["failures"]),
     )
-    material = Material(frame, measured, known, groups, comparison, contrasts, load)
+    material = Material(frame, measured, known, groups, comparison, contrasts, load, further)
     sections = [made for section in ALL if (made := section(material))]
     summary = [
         table
@@ -185,6 +186,18 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
         if name not in frame:
             frame[name] = float("nan")
     return frame
+
+
+def _apart(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What is compared, and upstream checkpoints on further test sets.
+
+    Their test sets differ from the upstream task's and may even be the same images; a mean over
+    them would mean nothing. Where there is nothing else, each is compared on its own.
+    """
+    is_further = (frame["mode"] == "upstream") & (frame["profile"] == frame["task"])
+    if is_further.all():
+        return frame, frame
+    return frame[~is_further], frame[is_further]
 
 
 def _has_predictions(frame: pd.DataFrame) -> bool:

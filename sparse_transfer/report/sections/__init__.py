@@ -18,10 +18,12 @@ from sparse_transfer.report.sections import (
     origin,
     summary,
     tasks,
+    upstream,
 )
 
 ALL: tuple[Callable[[Material], Section | None], ...] = (
     summary.section,
+    upstream.section,
     increase.section,
     tasks.section,
     bought.section,

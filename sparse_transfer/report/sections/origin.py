@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pandas as pd
+
 from sparse_transfer.report import provenance
 from sparse_transfer.report.cells import Table
 from sparse_transfer.report.html import Part, Section
@@ -15,5 +17,6 @@ def section(material: Material) -> Section:
 
 def _provenance(material: Material) -> tuple[Table, ...]:
     origin = provenance.origin_table(material.facts)
-    runs = [provenance.runs_table(material.frame)] if len(material.frame) else []
+    every = pd.concat([material.frame, material.further])
+    runs = [provenance.runs_table(every)] if len(every) else []
     return (origin, *runs) if origin else tuple(runs)
