@@ -203,6 +203,12 @@ class TaskCard(Frozen):
         return self
 
     @property
+    def by_hand(self) -> str:
+        """How to get the data by hand, with the address that `manual` calls the homepage."""
+        where = f" Homepage: {self.homepage}" if self.manual and self.homepage else ""
+        return self.manual + where
+
+    @property
     def folder(self) -> Path | None:
         """The folder of a user's card, to which its locations are relative; None if shipped."""
         return self._folder

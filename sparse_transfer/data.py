@@ -240,7 +240,7 @@ def _choose(task: TaskCard, data_root: Path | None, cache: Path) -> tuple[str, A
     raise UserError(
         f"The data of task `{task.name}` is not available.",
         "\n".join(f"  {title}: {reason}" for title, reason in reasons.items()),
-        task.manual or "Give the folder that holds it: --data-root or SPARSE_TRANSFER_DATA.",
+        task.by_hand or "Give the folder that holds it: --data-root or SPARSE_TRANSFER_DATA.",
     )
 
 

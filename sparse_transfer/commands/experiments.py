@@ -27,28 +27,43 @@ from sparse_transfer.commands.steps import (
     refuse,
     refuse_problems,
     run_plan,
+    say_availability,
     set_up,
     write_report,
 )
+from sparse_transfer.errors import UserError
 
 
 @app.command(
     epilog=examples(
         "sparse-transfer check quickstart",
         "sparse-transfer check small-study --data-root ~/images",
+        "sparse-transfer check --tasks --data-root ~/images",
     )
 )
 def check(
-    name: ConfigName,
+    name: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="A YAML file or a shipped name.")
+    ] = "",
+    tasks: Annotated[
+        bool, typer.Option("--tasks", help="Say for every task whether its data is here.")
+    ] = False,
     sets: Sets = None,
     data_root: DataRoot = None,
     runs: Runs = Path("runs"),
     debug: Debug = False,
 ) -> None:
-    """Check an experiment without running it: fields, names, options, data, models, schedules."""
+    """Check an experiment without running it: fields, names, options, data, models, schedules.
+
+    With --tasks instead: which task cards can be used here, and how to get the others.
+    """
     from sparse_transfer import preflight
 
     set_up(debug)
+    if tasks == bool(name):
+        raise UserError("Give an experiment to check, or --tasks, one of the two.")
+    if tasks:
+        raise typer.Exit(say_availability(data_root, runs))
     experiment = load_experiment(name, sets, data_root)
     refuse_problems(experiment, data_root, runs)
     for line in preflight.describe(experiment):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from sparse_transfer.commands.app import EXIT_FAILED_RUN
+from sparse_transfer.commands.app import EXIT_BAD_INPUT, EXIT_FAILED_RUN
 from sparse_transfer.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -83,6 +83,27 @@ def refuse(experiment: Experiment, problems: Sequence[tuple[str, UserError]]) ->
             f"{experiment.name} cannot be run as it is: {count}.",
             "\n".join(f"- {where}: {error}" for where, error in problems),
         )
+
+
+def say_availability(data_root: Path | None, runs: Path) -> int:
+    """Print the state of every task; the exit code, bad input if data differs from its card."""
+    from textwrap import fill
+
+    from sparse_transfer import availability, cards
+
+    states = availability.survey(cards.names(), data_root, cache_folder(runs))
+    width = max(len(one.name) for one in states)
+    for one in states:
+        typer.echo(f"{one.name:<{width}}  {one.state}")
+        for line in (*one.found, *([f"By hand: {one.manual}"] if one.manual else [])):
+            whole = {"break_long_words": False, "break_on_hyphens": False}  # paths stay copyable
+            for part in line.splitlines():
+                typer.echo(
+                    fill(part, 96, initial_indent="    ", subsequent_indent="      ", **whole)
+                )
+    count = {state: sum(one.state == state for one in states) for state in ("here", "broken")}
+    typer.echo(f"{count['here']} of {len(states)} tasks are here, {count['broken']} are broken.")
+    return EXIT_BAD_INPUT if count["broken"] else 0
 
 
 def write_report(name: str | None, runs: Path, out: Path | None) -> None:
