@@ -232,6 +232,7 @@ def _choose(task: TaskCard, data_root: Path | None, cache: Path) -> tuple[str, A
         if presence.state == "download":
             try:
                 cache.mkdir(parents=True, exist_ok=True)
+                _log.info("fetching the data of task %s: %s %s", task.name, title, presence.detail)
                 with FileLock(cache / "download.lock"):
                     source.listing()
                 return title, source

@@ -87,20 +87,19 @@ def refuse(experiment: Experiment, problems: Sequence[tuple[str, UserError]]) ->
 
 def say_availability(data_root: Path | None, runs: Path) -> int:
     """Print the state of every task; the exit code, bad input if data differs from its card."""
-    from textwrap import fill
+    from textwrap import TextWrapper
 
     from sparse_transfer import availability, cards
 
     states = availability.survey(cards.names(), data_root, cache_folder(runs))
     width = max(len(one.name) for one in states)
+    wrapper = TextWrapper(width=96, initial_indent=" " * 4, subsequent_indent=" " * 6)
+    wrapper.break_long_words = wrapper.break_on_hyphens = False  # paths can be copied
     for one in states:
         typer.echo(f"{one.name:<{width}}  {one.state}")
         for line in (*one.found, *([f"By hand: {one.manual}"] if one.manual else [])):
-            whole = {"break_long_words": False, "break_on_hyphens": False}  # paths stay copyable
             for part in line.splitlines():
-                typer.echo(
-                    fill(part, 96, initial_indent="    ", subsequent_indent="      ", **whole)
-                )
+                typer.echo(wrapper.fill(part))
     count = {state: sum(one.state == state for one in states) for state in ("here", "broken")}
     typer.echo(f"{count['here']} of {len(states)} tasks are here, {count['broken']} are broken.")
     return EXIT_BAD_INPUT if count["broken"] else 0
