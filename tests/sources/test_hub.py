@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import datasets
 import huggingface_hub
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from sparse_transfer import cards, partition
 from sparse_transfer.decoding import decode
 from sparse_transfer.errors import UserError
 from sparse_transfer.examples import Place, SourceUnavailable
 from sparse_transfer.sources.hub import HubSource
-from tests.made_images import card, parquet, picture
+from tests.made_images import card, parquet, picture, png
 
 ORIGINAL_LOAD = datasets.load_dataset  # the fixture replaces it
 
@@ -129,3 +133,77 @@ def test_presence_asks_nobody(hub, tmp_path: Path) -> None:
     assert source(online=False).presence().state == "here"  # unpinned: whichever is kept
     assert pinned.fingerprint() != before
     assert hub == []
+
+
+def test_first_image_feature_is_taken(hub, tmp_path: Path) -> None:
+    path = parquet(tmp_path / "x" / "train.parquet", [0, 1], image_column="photo")
+    table = pq.read_table(path)
+    features = json.loads(table.schema.metadata[b"huggingface"])
+    features["info"]["features"] = {"thumb": {"_type": "Image"}, **features["info"]["features"]}
+    other = [{"bytes": png(picture(9)), "path": None}] * 2
+    table = table.add_column(0, "thumb", pa.array(other, table.schema.field("photo").type))
+    text = json.dumps(features).encode()
+    pq.write_table(table.replace_schema_metadata({b"huggingface": text}), path)
+
+    def first(**fields: object) -> np.ndarray:
+        part = source(dict(fields)).listing().parts["train"]
+        return np.asarray(decode(lambda: part.fetch(0)))
+
+    assert np.array_equal(first(), np.asarray(picture(9)))
+    assert np.array_equal(first(image="photo"), np.asarray(picture(0)))
+
+
+@pytest.mark.parametrize(
+    ("columns", "override", "classes"),
+    [
+        # a ClassLabel goes before strings of an earlier name; among ClassLabels the order decides
+        ({"variant": "class", "label": "string"}, None, ("cat", "dog")),
+        ({"variant": "class", "fine_label": "class"}, None, ("cat", "dog")),
+        ({"family": "class", "common": "string"}, None, ("x", "y")),
+        ({"variant": "class", "common": "string"}, "common", ("x", "y")),
+        ({"category": "string"}, None, ("x", "y")),
+    ],
+)
+def test_label_column_is_found(hub, tmp_path, columns, override, classes) -> None:
+    rows = {name: [1, 0] if kind == "class" else ["y", "x"] for name, kind in columns.items()}
+    path = parquet(tmp_path / "x" / "train.parquet", [0, 0], label_column="unused", extra=rows)
+    table = pq.read_table(path)
+    features: dict[str, object] = {"image": {"_type": "Image"}}
+    features |= {
+        name: {"_type": "ClassLabel", "names": ["cat", "dog"]}
+        for name, kind in columns.items()
+        if kind == "class"
+    }
+    features |= {
+        name: {"_type": "Value", "dtype": "string"}
+        for name, kind in columns.items()
+        if kind == "string"
+    }
+    features["unused"] = {"_type": "Value", "dtype": "int64"}
+    order = {name: features[name] for name in table.column_names}
+    text = json.dumps({"info": {"features": order}}).encode()
+    pq.write_table(table.replace_schema_metadata({b"huggingface": text}), path)
+    found = source({"label": override} if override else {}).listing()
+    assert found.classes == classes
+    assert found.parts["train"].labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("name", ["aircraft", "food101", "stanford_cars", "sun397"])
+def test_hub_entries_of_the_cards_open_as_published(hub, tmp_path: Path, name: str) -> None:
+    """Parts and columns as section 3.2 of the protocol gives them."""
+    columns = {"aircraft": "variant"}
+    parts = {
+        "aircraft": ("train", "validation", "test"),
+        "food101": ("train", "validation"),
+        "stanford_cars": ("train", "test", "contrast", "gaussian_noise"),
+        "sun397": ("train", "test"),
+    }
+    for part in parts[name]:
+        label = columns.get(name, "label")
+        parquet(tmp_path / "x" / f"{part}.parquet", [0, 1], label_column=label)
+    shipped = cards.card(name)
+    (entry,) = [one for one in shipped.sources if one.kind == "hub"]
+    listing = HubSource(entry, shipped, Place(None, online=True)).listing()
+    train, test = partition.divide(shipped, listing.parts, entry.title)
+    assert (len(train), len(test)) == (4 if name == "aircraft" else 2, 2)
+    assert listing.classes == ("cat", "dog")
