@@ -10,7 +10,9 @@ import timm
 import torch
 import typer
 
+from sparse_transfer import cards
 from sparse_transfer.__main__ import app
+from sparse_transfer.imports import results
 from sparse_transfer.predictions import Predictions
 from sparse_transfer.pruning.driver import Pruner
 from sparse_transfer.pruning.layers import prunable
@@ -61,6 +63,26 @@ def test_the_backend_agrees():
         torch.testing.assert_close(
             backend.prepare(model, example)(example), model(example), rtol=1e-4, atol=1e-4
         )
+
+
+METRICS = {"top1": "top-1", "mean_per_class": "mean per class"}
+
+
+@pytest.mark.parametrize("name", results.METRICS)
+def test_the_table_of_tasks_says_what_the_cards_say(name):
+    text = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| `{name}` |")]
+    title, classes, train, test, metric, _, ways = [cell.strip() for cell in line.split("|")[2:-1]]
+    card = cards.card(name)
+    assert card.sizes
+    wanted = "not verified" if card.sizes.train is None else f"{card.sizes.train:,}"
+    assert (title, classes, train, test) == (
+        card.title, f"{card.classes}", wanted, f"{card.sizes.test:,}"
+    )  # fmt: skip
+    assert metric == METRICS[card.metric]
+    kinds = {source.kind for source in card.sources}
+    fetched = {"torchvision" for source in card.sources if source.download}
+    assert ways == (", ".join(["Hub"] * ("hub" in kinds) + sorted(fetched)) or "by hand")
 
 
 def commands() -> list[str]:
