@@ -243,7 +243,10 @@ class Upstream(Frozen):
     @model_validator(mode="after")
     def _rows_differ(self) -> Upstream:
         _refuse_equal("models", [model.title for model in self.models], "give each a `label`")
-        _refuse_equal("evaluate", [task.name for task in self.evaluate], "list each once")
+        further = [task.name for task in self.evaluate]
+        _refuse_equal("evaluate", further, "list each once")
+        if self.task is not None and self.task.name in further:
+            raise ValueError(f"leave {self.task.name!r} out of `evaluate`: it is scored anyway")
         return self
 
 

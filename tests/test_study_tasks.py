@@ -132,7 +132,7 @@ def test_caltech256_first_images_of_each_class_with_clutter(tmp_path, opened, pl
     assert seen(task.test) == [(0, 0, 2), (0, 0, 3), (0, 0, 4), (1, 1, 2), (2, 2, 2), (2, 2, 3)]
 
 
-def annotations(path: Path, rows: Sequence[tuple[str, int]]) -> None:
+def annotated(path: Path, rows: Sequence[tuple[str, int]]) -> None:
     kind = [("bbox_x1", "O"), ("class", "O"), ("fname", "O")]
     path.parent.mkdir(parents=True, exist_ok=True)
     made = np.array([(1, label, name) for name, label in rows], dtype=kind)
@@ -142,8 +142,8 @@ def annotations(path: Path, rows: Sequence[tuple[str, int]]) -> None:
 def test_cars_devkit_counts_classes_from_one(tmp_path: Path, opened) -> None:
     base = tmp_path / "stanford_cars"
     names = np.array(["AM General Hummer", "Acura RL"], dtype=object)
-    annotations(base / "devkit" / "cars_train_annos.mat", [("00001.jpg", 2), ("00002.jpg", 1)])
-    annotations(base / "cars_test_annos_withlabels.mat", [("00001.jpg", 1), ("00002.jpg", 2)])
+    annotated(base / "devkit" / "cars_train_annos.mat", [("00001.jpg", 2), ("00002.jpg", 1)])
+    annotated(base / "cars_test_annos_withlabels.mat", [("00001.jpg", 1), ("00002.jpg", 2)])
     savemat(base / "devkit" / "cars_meta.mat", {"class_names": names.reshape(1, -1)})
     draw(base / "cars_train" / "00001.jpg", 1, 0)
     draw(base / "cars_train" / "00002.jpg", 0, 0)

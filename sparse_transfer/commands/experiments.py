@@ -37,7 +37,6 @@ from sparse_transfer.errors import UserError
 @app.command(
     epilog=examples(
         "sparse-transfer check quickstart",
-        "sparse-transfer check small-study --data-root ~/images",
         "sparse-transfer check --tasks --data-root ~/images",
     )
 )

@@ -38,7 +38,7 @@ def pixels(number: int) -> np.ndarray:
 def weights(tmp_path_factory) -> Path:
     """A state dict of a network that is right on all twelve images."""
     torch.manual_seed(0)
-    model = timm.create_model("test_resnet", num_classes=CLASSES).eval()
+    model: Any = timm.create_model("test_resnet", num_classes=CLASSES).eval()
     images = np.stack([pixels(number) for number in range(CLASSES)]).transpose(0, 3, 1, 2)
     with torch.no_grad():
         inputs = torch.from_numpy(images).float() / 255
@@ -183,6 +183,9 @@ def test_names_of_test_sets_are_checked_and_unique(weights: Path, place: Path) -
     assert "Did you mean imagenet_v2" in str(problems[0][1])
     with pytest.raises(UserError, match="more than once"):
         experiment(weights, ["imagenet1k", "imagenet1k"])
+    model = {"models": [{"name": "resnet18"}], "task": {"name": "imagenet1k_halves"}}
+    with pytest.raises(UserError, match=r"imagenet1k_halves.*scored anyway"):
+        experiment(weights, [], upstream=model | {"evaluate": ["imagenet1k_halves"]})
 
 
 def test_identity_of_a_pruning_run_does_not_see_them(weights: Path, place: Path) -> None:
