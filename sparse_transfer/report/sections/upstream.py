@@ -43,8 +43,8 @@ def _table(rows: pd.DataFrame, material: Material, place: tuple[str, str]) -> Ta
     made = []
     for (method, sparsity), cell in rows.groupby(CELL, sort=False):
         record: dict[str, object] = {"method": method, "sparsity": sparsity}
-        record["measured_sparsity"] = cell["measured_sparsity"].mean()
-        for task, own in cell.groupby("task"):
+        record["measured_sparsity"] = cell["measured_sparsity"].mean() or float("nan")
+        for task, own in cell.groupby("task", sort=False):
             found = _interval(own)
             record[f"{task}"] = found.estimate
             if not material.is_demo:
@@ -73,7 +73,8 @@ def _table(rows: pd.DataFrame, material: Material, place: tuple[str, str]) -> Ta
 def _interval(rows: pd.DataFrame) -> Interval:
     """Over upstream seeds; of a single one, over test examples."""
     if len(rows) > 1:
-        return t_interval(rows["value"].to_numpy())
+        found = t_interval(rows["value"].to_numpy())  # of few seeds it leaves the unit interval
+        return Interval(found.estimate, max(found.low, 0.0), min(found.high, 1.0))
     one = rows.iloc[0]
     if one["metric"] != "top1":  # a mean over classes is no share of examples
         return Interval(float(one["value"]), float("nan"), float("nan"))
