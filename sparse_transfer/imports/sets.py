@@ -201,8 +201,8 @@ def _refuse_repeated(frame: pd.DataFrame) -> None:
     raise UserError(
         f"{row['source']}, line {row['line']}: this run stands in {other['source']}, line "
         f"{other['line']}, too.",
-        f"{row['method']} {row['sparsity']:g} on {row['task']}, {row['mode']}, {row['model']}, seed "
-        f"{row['transfer_seed']}; {len(again)} such lines in all.",
+        f"{row['method']} {row['sparsity']:g} on {row['task']}, {row['mode']}, {row['model']}, "
+        f"seed {row['transfer_seed']}; {len(again)} such lines in all.",
         "If the files differ in setting or architecture, import them one by one with --setting or "
         "--architecture and a --name each.",
     )

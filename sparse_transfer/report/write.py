@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from sparse_transfer.report import cost_tables, tables
+from sparse_transfer.report import cost_tables, imported, tables
 from sparse_transfer.report.cells import Table
 from sparse_transfer.report.figures import Drawing
 from sparse_transfer.report.html import Section, page
@@ -85,6 +85,8 @@ def build(
             `contrasts` (pairs of methods declared in advance);
             `held_fixed` (arm → list of lines); `layers` (see `layers.by_layer`); `skipped`
             (task → reason → count); `failures` (dicts, see `provenance.FAILURE_COLUMNS`);
+            `imported` ("all" or "some" rows are: they are marked), `left_out` (dicts, see
+            `imported.LEFT_OUT`), `drift` (dicts, see `imported.DRIFT`);
             `versions`, `machine` (name → value).
         predictions: loads the stored predictions of a row, for intervals over test examples; None,
             or rows without the column `predictions`, go without them.
@@ -115,6 +117,7 @@ def build(
     )
     material = Material(frame, measured, known, groups, comparison, contrasts, load)
     sections = [made for section in ALL if (made := section(material))]
+    sections = [imported.marked(section, known["imported"]) for section in sections]
     summary = [
         table
         for section in sections
@@ -168,6 +171,9 @@ def _with_defaults(facts: Mapping[str, Any]) -> dict[str, Any]:
         "layers": (),
         "skipped": {},
         "failures": (),
+        "left_out": (),
+        "drift": (),
+        "imported": "",
         "versions": {},
         "machine": {},
     }
@@ -188,7 +194,11 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _has_predictions(frame: pd.DataFrame) -> bool:
-    return "predictions" in frame and bool(frame["predictions"].astype(bool).all())
+    """Whether every row of our own has predictions; imported ones never have."""
+    if "predictions" not in frame:
+        return False
+    own = frame["origin"].isna() if "origin" in frame else pd.Series(True, index=frame.index)
+    return bool(own.any() and frame.loc[own, "predictions"].astype(bool).all())
 
 
 def _contrasts(frame: pd.DataFrame, declared: Sequence[tuple[str, str]]) -> pd.DataFrame:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sparse_transfer.report import provenance
+import pandas as pd
+
+from sparse_transfer.report import imported, provenance
 from sparse_transfer.report.cells import Table
 from sparse_transfer.report.html import Part, Section
 from sparse_transfer.report.material import Material
@@ -15,5 +17,11 @@ def section(material: Material) -> Section:
 
 def _provenance(material: Material) -> tuple[Table, ...]:
     origin = provenance.origin_table(material.facts)
-    runs = [provenance.runs_table(material.frame)] if len(material.frame) else []
-    return (origin, *runs) if origin else tuple(runs)
+    tables = [origin] if origin else []
+    frame = material.frame
+    foreign = frame["origin"].notna() if "origin" in frame else pd.Series(False, index=frame.index)
+    if len(own := frame[~foreign]):
+        tables.append(provenance.runs_table(own))
+    if foreign.any():
+        tables.append(imported.sources_table(frame[foreign]))
+    return tuple(tables)
