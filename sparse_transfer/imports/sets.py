@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 
 from sparse_transfer.errors import UserError, nearest, unknown_name
+from sparse_transfer.imports.coverage import Gap
 from sparse_transfer.imports.results import (
     ORIGIN,
     SAME_RUN,
@@ -56,6 +57,28 @@ class Reading:
     tasks: tuple[str, ...] = ()
     duplicates: Duplicates | None = None
     levels: tuple[float, ...] = ()
+
+
+def levels(text: str) -> tuple[float, ...]:
+    """The sparsities of `0.8,0.9`.
+
+    Raises:
+        UserError: one is no number between 0 and 1.
+    """
+    try:
+        found = tuple(float(item) for item in text.split(",") if item.strip())
+    except ValueError:
+        found = (1.0,)
+    if not all(0 < level < 1 for level in found):
+        raise UserError(
+            f"--align {text} cannot be read.", "Sparsities are shares of zeros.", "Write 0.8,0.9."
+        )
+    return found
+
+
+def one_row_per_run(frame: pd.DataFrame) -> pd.DataFrame:
+    """Equal keys averaged, which is what a mean over seeds would do with them."""
+    return resolve_duplicates(frame, "mean")
 
 
 def default_name(files: Sequence[Path]) -> str:
@@ -150,8 +173,6 @@ def names(root: Path) -> list[str]:
 def load(root: Path, name: str) -> tuple[pd.DataFrame, dict[str, Any]]:
     """An imported set: its results frame, one row per run, and what `write` noted of it.
 
-    Equal keys that were kept are averaged, which is what a mean over seeds would do with them.
-
     Raises:
         UserError: there is no such set; for the study's, with the command that imports it.
     """
@@ -165,7 +186,7 @@ def load(root: Path, name: str) -> tuple[pd.DataFrame, dict[str, Any]]:
         raise UserError(
             f"The imported set {name} cannot be read.", str(error), "Import its files again."
         ) from error
-    return resolve_duplicates(pd.concat(tables, ignore_index=True), "mean"), facts
+    return one_row_per_run(pd.concat(tables, ignore_index=True)), facts
 
 
 def sources(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -187,6 +208,26 @@ def sources(frame: pd.DataFrame) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def told(
+    name: str, frame: pd.DataFrame, summary: pd.DataFrame, gaps: Sequence[Gap]
+) -> dict[str, Any]:
+    """What `import-results` says of a set, as JSON-able values.
+
+    Args:
+        frame: from `read`.
+        summary, gaps: from `coverage`.
+    """
+    rows = summary.astype(object).where(summary.notna(), None).to_dict("records")
+    return {
+        "name": name,
+        "origin": ORIGIN,
+        "rows": len(frame),
+        "sources": sources(frame),
+        "left_out": [str(gap) for gap in gaps],
+        "summary": rows,
+    }
 
 
 def _refuse_repeated(frame: pd.DataFrame) -> None:
