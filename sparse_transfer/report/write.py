@@ -23,6 +23,7 @@ from sparse_transfer.statistics import GROUP, Comparison, compare, contrast
 from sparse_transfer.store import read_json, replacing, write_json
 
 LIST = "files.json"  # what the last report wrote, so that a new one leaves nothing stale
+MOST_METHODS = 40  # whose pairs are all contrasted; of more, only those declared in advance
 INTERVALS = ("low", "high", "mde")
 
 
@@ -95,6 +96,9 @@ def build(
         UserError: a value that is no number, a result that occurs twice, unreadable predictions.
     """
     known = _with_defaults(facts)
+    if len(frame) and frame["method"].nunique() > MOST_METHODS:
+        words = f"more than {MOST_METHODS} methods: only pairs named in `contrasts` are compared"
+        known["labels"] = [*known["labels"], words]
     is_demo = any(str(label).lower().startswith("demo") for label in known["labels"])
     measured = cost_tables.measurements(bench) if len(bench) else pd.DataFrame()
     comparison, contrasts, load = None, pd.DataFrame(), None
@@ -202,13 +206,17 @@ def _has_predictions(frame: pd.DataFrame) -> bool:
 
 
 def _contrasts(frame: pd.DataFrame, declared: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """Every pair of pruning methods within each arm, those declared in advance first."""
+    """Every pair of pruning methods within each arm, those declared in advance first.
+
+    Where an arm has more than MOST_METHODS, only the declared ones.
+    """
     parts = []
     for _, rows in frame.groupby("arm", sort=False):
         methods = sorted(set(rows["method"].astype(str)) - {"dense"})
         pairs = [pair for pair in declared if set(pair) <= set(methods)]
         known = {frozenset(pair) for pair in pairs}
-        pairs += [p for p in combinations(methods, 2) if frozenset(p) not in known]
+        if len(methods) <= MOST_METHODS:
+            pairs += [p for p in combinations(methods, 2) if frozenset(p) not in known]
         for first, second in pairs:
             own = rows[rows["method"].isin([first, second, "dense"])]
             if (own["method"] == "dense").any():
