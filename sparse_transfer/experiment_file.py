@@ -354,9 +354,7 @@ def _index(items: list[Any], key: str, assignment: str) -> int:
 
 def _shipped(folder: Path, *below: str) -> dict[str, Path]:
     """The YAML files of a folder, and of some folders below it, by name."""
-    return {
-        path.stem: path for place in ("", *below) for path in (folder / place).glob("*.yaml")
-    }
+    return {path.stem: path for place in ("", *below) for path in (folder / place).glob("*.yaml")}
 
 
 def _named_file(name: str, kind: str, shipped: dict[str, Path]) -> Path:

@@ -77,11 +77,11 @@ def print_imported(told: Mapping[str, Any]) -> None:
     console.print(f"{told['name']}: {told['rows']:,} rows · {told['origin']}", style="bold")
     for source in told["sources"]:
         fewest, most = source["fewest_seeds"], source["most_seeds"]
-        seeds = str(fewest) if fewest == most else f"{fewest} to {most}"
+        seeds = f"{fewest} to {most} seeds" if fewest < most else f"{most} seed{'s' * (most > 1)}"
         again = f", {source['repeated']} lines repeat a key" if source["repeated"] else ""
         console.print(
             f"  {source['source']}: {', '.join(source['models'])}, {', '.join(source['modes'])}, "
-            f"{source['rows']:,} rows, {source['cells']:,} cells, {seeds} seeds per cell{again}",
+            f"{source['rows']:,} rows, {source['cells']:,} cells, {seeds} per cell{again}",
             highlight=False,
             soft_wrap=True,
         )
