@@ -88,11 +88,12 @@ def _imported(store: Store, name: str) -> record.Results:
 
 def _beside(store: Store, own: record.Results, noted: Mapping[str, Any]) -> record.Results:
     from sparse_transfer.imports import beside, coverage, sets
+    from sparse_transfer.imports.results import ORIGIN
 
     name = noted["imported"]
     kept, gaps = coverage.complete(sets.load(store.root, name)[0])
     joined = beside.join(own.frame, kept, name, noted["absent"])
-    labels = [*own.facts["labels"], f"{name}: imported, declared, not verified"]
+    labels = [*own.facts["labels"], f"{name} is {ORIGIN}"]
     labels += [f"{mode}: protocol drift, no shared ranking" for mode in joined.drifted]
     held = dict(own.facts["held_fixed"])
     for arm in set(joined.frame["arm"]) - set(held):
