@@ -50,7 +50,8 @@ def request(
 
     Args:
         imported: name of the set; only its complete results are compared with.
-        tasks: `available` for every task of the set that opens here, or names, comma-separated.
+        tasks: `available` for every task of the set whose data is on this machine, or names,
+            comma-separated, which may be downloaded.
         profile: of transfer: the profiles PROFILE-linear and PROFILE-full are used.
         architecture: the imported architecture that the checkpoint is; by default its own name
             without a tag.
@@ -107,11 +108,10 @@ def _tasks(
         return chosen, {task: "not asked for" for task in imported if task not in named}
     chosen, absent = [], {}
     for task in imported:
-        try:
-            data.open_task(config.TaskRef(name=task), data_root=data_root, cache=cache)
+        if reason := _why_absent(task, data_root, cache):
+            absent[task] = reason
+        else:
             chosen.append(task)
-        except UserError as error:
-            absent[task] = " ".join(str(error).split())
     if not chosen:
         raise UserError(
             f"No task of the imported set {name} is here.",
@@ -119,6 +119,21 @@ def _tasks(
             "Give the folder of the data (--data-root), or a card of that name in tasks/.",
         )
     return chosen, absent
+
+
+def _why_absent(task: str, data_root: Path | None, cache: Path) -> str:
+    """Why a task cannot be opened from this machine alone; "" where it can. Downloads nothing."""
+    try:
+        found = data.availability(data.card(task), data_root)
+        if any(one.presence.state == "here" for one in found):
+            data.open_task(config.TaskRef(name=task), data_root=data_root, cache=cache)
+            return ""
+    except UserError as error:
+        return " ".join(str(error).split())
+    for one in found:
+        if one.presence.state == "download":
+            return f"not on this machine; named in --tasks, it is downloaded ({one.source})"
+    return "; ".join(f"{one.source}: {one.presence.detail}" for one in found)
 
 
 def _dense_parent(store: Store, checkpoint: Path) -> Path:

@@ -154,8 +154,7 @@ def run(
 @app.command(
     epilog=examples(
         "sparse-transfer report quickstart",
-        "sparse-transfer report --out talk/",
-        "sparse-transfer report paper",
+        "sparse-transfer report paper --out talk/",
     )
 )
 def report(

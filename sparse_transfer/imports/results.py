@@ -138,7 +138,7 @@ def resolve_duplicates(frame: pd.DataFrame, how: Duplicates) -> pd.DataFrame:
                 f"{row['source']}, line {row['line']}: this run occurs twice.",
                 f"{row['method']} {row['sparsity']:g} on {row['task']}, seed "
                 f"{row['transfer_seed']}; {len(repeated)} such lines in all.",
-                "Choose mean, first or last.",
+                "Choose mean, first or last (--duplicates).",
             )
         return frame
     keys = ["source", *SAME_RUN]
@@ -225,7 +225,8 @@ def _frame(text: Lines, known: Mapping[str, str], declared: _Declared) -> pd.Dat
 def _task(path: Path, number: int, name: str, known: Mapping[str, str]) -> str:
     if name.lower() not in known:
         error = unknown_name("task", name, {*known, *known.values()})
-        raise UserError(f"{path}, line {number}: {error.what}", error.why, error.hint)
+        hint = f"{error.hint} To accept it as it is: --task {name}"
+        raise UserError(f"{path}, line {number}: {error.what}", error.why, hint)
     return known[name.lower()]
 
 
@@ -264,7 +265,7 @@ def _settings(text: Lines, declared: Setting | None) -> list[Setting]:
             raise UserError(
                 f"{text.path} does not say whether it holds linear or full results.",
                 "Neither its name nor its columns tell.",
-                "Name the setting: linear or full.",
+                "Name the setting: --setting linear or --setting full.",
             )
         return [own] * len(text.numbers)
 
@@ -317,7 +318,7 @@ def _scale(text: Lines, values: Sequence[float], unit: Unit | None) -> float:
             f"{path} mixes percent and fractions, or has accuracies of at most 1 %.",
             f"Line {text.numbers[below]}: {values[below]:g}. Line {text.numbers[first]}: "
             f"{values[first]:g}. {len(above)} of {len(values)} accuracies are above 1.",
-            "Name the unit, fraction or percent, if the file has only one.",
+            "If the file has only one unit, name it: --unit fraction or --unit percent.",
         )
     return 100.0 if above else 1.0
 
