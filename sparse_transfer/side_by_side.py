@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,12 +83,14 @@ def request(
         image_size=None,
         crop=None,
         seeds=seeds,
-        overrides=[*(f"transfer.preprocess.{field}" for field in PAPER_IMAGES), *overrides],
+        overrides=[
+            f"title={json.dumps(f'{checkpoint} beside {imported}')}",
+            *(f"transfer.preprocess.{field}" for field in PAPER_IMAGES),
+            *overrides,
+        ],
     )
-    labelled = _labelled(made, model)
-    name = made.name.replace("transfer-", "compare-", 1)
-    update = {"name": f"{name}-with-{imported}", "title": f"{checkpoint} beside {imported}"}
-    return Request(labelled.model_copy(update=update), absent)
+    name = f"{made.name.replace('transfer-', 'compare-', 1)}-with-{imported}"
+    return Request(_labelled(made, model).model_copy(update={"name": name}), absent)
 
 
 def _tasks(

@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
+from sparse_transfer import side_by_side
+from sparse_transfer.config import Preprocess
 from sparse_transfer.store import Store
 from tests.made_images import picture
 from tests.test_main import call
@@ -165,3 +167,22 @@ def test_without_its_experiment_the_dense_parent_must_be_named(here: Path, tmp_p
     assert compared(here, "near", "--runs", str(copied)) == 2
     assert "--dense" in capsys.readouterr().err
     assert Store(copied).status("linear", "x") == "new"
+
+
+def test_the_request_is_the_papers_protocol(here: Path):
+    published(here, {task: 0.9 for task in TASKS}, "near")
+    asked = side_by_side.request(
+        Store(here / "runs"), checkpoint=sparse_checkpoint(here), dense=None, imported="near",
+        tasks="spots", modes=["linear", "full"], profile="paper", architecture=None,
+        seeds="21,51", overrides=["title=Mine"], data_root=None, cache=here / "cache",
+    )  # fmt: skip
+    assert asked.absent == {"stripes": "not asked for"}
+    (arm,) = asked.experiment.arms
+    transfer = arm.transfer
+    assert transfer is not None and transfer.full is not None
+    assert (transfer.linear.name, transfer.full.name) == ("paper-linear", "paper-full")
+    assert transfer.preprocess == Preprocess(image_size=224, crop="center", resize=256)
+    assert transfer.seeds == (21, 51) and [task.name for task in transfer.tasks] == ["spots"]
+    assert arm.upstream.models[0].title == "test_resnet" and arm.prune.dense
+    assert asked.experiment.title == "Mine" and asked.experiment.name.startswith("compare-")
+    assert asked.experiment.name.endswith("-with-near")
