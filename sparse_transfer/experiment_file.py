@@ -51,19 +51,20 @@ _StrictLoader.add_implicit_resolver(
 
 
 def config_folder() -> Path:
-    """The folder of the shipped experiments; `recipes/` below it holds the shipped recipes."""
+    """The folder of the shipped experiments; below it `paper/` holds those of the 2022 study and
+    `recipes/` the shipped recipes."""
     packaged = Path(str(files("sparse_transfer"))) / "configs"
     return packaged if packaged.is_dir() else packaged.parent.parent / "configs"
 
 
 def config_names() -> list[str]:
     """Names of the shipped experiments."""
-    return sorted(path.stem for path in config_folder().glob("*.yaml"))
+    return sorted(_shipped(config_folder(), "paper"))
 
 
 def recipe_names() -> list[str]:
     """Names of the shipped recipes and transfer profiles."""
-    return sorted(path.stem for path in (config_folder() / "recipes").glob("*.yaml"))
+    return sorted(_shipped(config_folder() / "recipes"))
 
 
 def config_path(name: str) -> Path:
@@ -72,12 +73,12 @@ def config_path(name: str) -> Path:
     Raises:
         UserError: neither exists; the nearest names are given.
     """
-    return _named_file(name, config_folder(), "experiment")
+    return _named_file(name, "experiment", _shipped(config_folder(), "paper"))
 
 
 def recipe_path(name: str) -> Path:
     """The file of a recipe or profile given by path or by shipped name."""
-    return _named_file(name, config_folder() / "recipes", "recipe")
+    return _named_file(name, "recipe", _shipped(config_folder() / "recipes"))
 
 
 def load(
@@ -351,7 +352,12 @@ def _index(items: list[Any], key: str, assignment: str) -> int:
     return int(key)
 
 
-def _named_file(name: str, folder: Path, kind: str) -> Path:
+def _shipped(folder: Path, *below: str) -> dict[str, Path]:
+    """The YAML files of a folder, and of some folders below it, by name."""
+    return {path.stem: path for place in ("", *below) for path in (folder / place).glob("*.yaml")}
+
+
+def _named_file(name: str, kind: str, shipped: dict[str, Path]) -> Path:
     if name.endswith((".yaml", ".yml")) or "/" in name:
         if Path(name).is_file():
             return Path(name)
@@ -359,7 +365,6 @@ def _named_file(name: str, folder: Path, kind: str) -> Path:
             f"The {kind} file {name} does not exist.",
             hint=f"`sparse-transfer ls {_LISTS[kind]}` names those that ship.",
         )
-    path = folder / f"{name}.yaml"
-    if not path.is_file():
-        raise unknown_name(kind, name, [found.stem for found in folder.glob("*.yaml")])
-    return path
+    if name not in shipped:
+        raise unknown_name(kind, name, shipped)
+    return shipped[name]

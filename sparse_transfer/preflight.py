@@ -23,8 +23,24 @@ Problem = tuple[str, UserError]
 
 def check(experiment: config.Experiment, data_root: Path | None, cache: Path) -> list[Problem]:
     """Every problem with where it is: data, models, methods, schedules, backends. Runs nothing."""
-    found = [problem for arm in experiment.arms for problem in _arm(arm, data_root, cache)]
-    return list({(where, str(error)): (where, error) for where, error in found}.values())
+    arms = {arm.name: list(_arm(arm, data_root, cache)) for arm in experiment.arms}
+    return _merged(arms)
+
+
+def _merged(arms: dict[str, list[Problem]]) -> list[Problem]:
+    """Each problem once, however many arms have it."""
+    names: dict[tuple[str, str], list[str]] = {}
+    errors: dict[tuple[str, str], UserError] = {}
+    for arm, problems in arms.items():
+        for where, error in problems:
+            key = (where.removeprefix(arm), str(error))
+            errors.setdefault(key, error)
+            if arm not in names.setdefault(key, []):
+                names[key].append(arm)
+    return [
+        (("every arm" if 1 < len(arms) == len(names[key]) else ", ".join(names[key])) + key[0], one)
+        for key, one in errors.items()
+    ]
 
 
 def methods(experiment: config.Experiment, data_root: Path | None, cache: Path) -> list[Problem]:

@@ -192,8 +192,13 @@ def collect(store: Store, name: str | None) -> Results:
         frame,
         pd.DataFrame(bench),
         facts,
-        lambda row: Predictions.load(store.root / row["predictions"]),
+        stored_predictions(store),
     )
+
+
+def stored_predictions(store: Store) -> Callable[[Any], Predictions]:
+    """What loads the predictions of a row of the results frame."""
+    return lambda row: Predictions.load(store.root / row["predictions"])
 
 
 def _method(row: Mapping[str, Any]) -> tuple[str, ...]:

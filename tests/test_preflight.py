@@ -259,3 +259,14 @@ def test_random_weights_have_nothing_to_teach(tmp_path: Path):
     told = problems(tmp_path, recipe={"steps": 50, "distillation": {}})
     assert [where for where, _ in told] == ["main, dense", "main, gmp"]
     assert all("Its weights are random" in error for _, error in told)
+
+
+def test_a_problem_of_several_arms_is_named_once():
+    error = UserError("No such folder.")
+    found = preflight._merged(
+        {"a": [("a, task dtd", error), ("a, model x", error)], "b": [("b, task dtd", error)]}
+    )
+    assert [where for where, _ in found] == ["every arm, task dtd", "a, model x"]
+    three = preflight._merged({"a": [("a, t", error)], "b": [("b, t", error)], "c": []})
+    assert [where for where, _ in three] == ["a, b, t"]
+    assert [where for where, _ in preflight._merged({"a": [("a", error)]})] == ["a"]

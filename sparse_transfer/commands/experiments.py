@@ -166,11 +166,18 @@ def run(
 
 
 @app.command(
-    epilog=examples("sparse-transfer report quickstart", "sparse-transfer report --out talk/")
+    epilog=examples(
+        "sparse-transfer report quickstart",
+        "sparse-transfer report paper --out talk/",
+    )
 )
 def report(
     name: Annotated[
-        str | None, typer.Argument(metavar="[EXPERIMENT]", help="Name; default: the last one run.")
+        str | None,
+        typer.Argument(
+            metavar="[NAME]",
+            help="An experiment or an imported set; default: the last experiment run.",
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder; default: RUNS/report/NAME.")] = None,
     runs: Runs = Path("runs"),

@@ -29,14 +29,15 @@ def run_plan(
     force: bool,
     debug: bool,
 ) -> int:
-    from sparse_transfer import execute, plan, record
+    from sparse_transfer import execute, gather, plan, record
     from sparse_transfer.store import Store
 
     for stage in stages:
         if stage not in (*plan.STAGES, "report"):
             raise unknown_name("stage", stage, (*plan.STAGES, "report"))
-    made = make_plan(experiment, data_root, runs)
     store = Store(runs)
+    gather.refuse_clash(store, experiment.name)
+    made = make_plan(experiment, data_root, runs)
     to_run = [stage for stage in stages if stage != "report"]
     share = execute.Shard.parse(shard) if shard else None
     failed = bool(made.unavailable)
@@ -108,12 +109,12 @@ def say_availability(data_root: Path | None, runs: Path) -> int:
 def write_report(name: str | None, runs: Path, out: Path | None) -> None:
     from rich.console import Console
 
-    from sparse_transfer import record
+    from sparse_transfer import gather
     from sparse_transfer.report.terminal import print_report
     from sparse_transfer.report.write import build, save
     from sparse_transfer.store import Store
 
-    results = record.collect(Store(runs), name)
+    results = gather.collect(Store(runs), name)
     made = build(results.frame, results.bench, results.facts, results.predictions)
     page = save(made, out or runs / "report" / results.facts["experiment"])
     print_report(made.facts["title"], made.verdict, made.summary, Console())

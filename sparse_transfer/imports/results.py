@@ -11,11 +11,10 @@ about sparsity, split and metric is believed, not measured. Bad rows are refused
 
 from __future__ import annotations
 
-import csv
 import logging
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -23,6 +22,7 @@ from typing import Literal, get_args
 import pandas as pd
 
 from sparse_transfer.errors import UserError, unknown_name
+from sparse_transfer.imports.lines import Lines, bad_line, read_lines
 from sparse_transfer.store import replacing
 
 logger = logging.getLogger(__name__)
@@ -32,23 +32,6 @@ ORIGIN = "imported: declared, not verified"
 Setting = Literal["linear", "full"]
 Unit = Literal["fraction", "percent"]
 Duplicates = Literal["mean", "first", "last", "error"]
-
-HEADER_ALIASES = {
-    "dset": "task",
-    "dataset": "task",
-    "task": "task",
-    "model": "method",
-    "method": "method",
-    "sparsity": "sparsity",
-    "seed": "seed",
-    "val_acc": "value",
-    "acc": "value",
-    "accuracy": "value",
-    "setting": "setting",
-    "arch": "architecture",
-    "architecture": "architecture",
-}
-NEEDED = ("task", "method", "sparsity", "seed", "value")
 
 # name in files, lower case → (task, the metric that the study used for it)
 TASKS = {
@@ -80,15 +63,12 @@ SAME_RUN = ["model", "mode", "method", "sparsity", "task", "transfer_seed"]
 
 
 @dataclass(frozen=True)
-class _Line:
-    number: int
-    task: str
-    method: str
-    sparsity: float
-    seed: int
-    value: float
-    setting: Setting
-    architecture: str
+class _Declared:
+    """What the user says of a file that does not say it itself."""
+
+    setting: Setting | None
+    architecture: str | None
+    unit: Unit | None
 
 
 def read_results(
@@ -121,11 +101,9 @@ def read_results(
     Raises:
         UserError: with file and line, for malformed rows, NaN, unknown tasks, mixed units.
     """
-    lines = list(_parsed(path, setting, architecture, tasks))
-    if not lines:
-        raise UserError(f"{path} holds no results.", "There is no line after the header.")
-    scale = _scale(path, lines, unit)
-    frame = pd.DataFrame([_row(path, line, scale) for line in lines])
+    text = read_lines(path)
+    known = {name.lower(): name for name in tasks} | TASK_ALIASES | {t: t for t in METRICS}
+    frame = _frame(text, known, _Declared(setting, architecture, unit))
     frame["occurrence"] = frame.groupby(SAME_RUN).cumcount()
     repeated = frame[frame["occurrence"] > 0]
     if len(repeated):
@@ -160,7 +138,7 @@ def resolve_duplicates(frame: pd.DataFrame, how: Duplicates) -> pd.DataFrame:
                 f"{row['source']}, line {row['line']}: this run occurs twice.",
                 f"{row['method']} {row['sparsity']:g} on {row['task']}, seed "
                 f"{row['transfer_seed']}; {len(repeated)} such lines in all.",
-                "Choose mean, first or last.",
+                "Choose mean, first or last (--duplicates).",
             )
         return frame
     keys = ["source", *SAME_RUN]
@@ -197,188 +175,152 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
         frame.to_parquet(temporary, index=False)
 
 
-def _parsed(
-    path: Path,
-    setting: Setting | None,
-    architecture: str | None,
-    tasks: Collection[str],
-) -> Iterator[_Line]:
-    rows = _rows(path)
-    first, header = next(rows, (1, []))
-    _drop_empty_end(header, 0)  # a trailing comma is no column
-    columns = _columns(path, first, header)
-    known = {name.lower(): name for name in tasks} | TASK_ALIASES | {t: t for t in METRICS}
-    declared_setting = setting or _setting_of_name(path)
-    declared_architecture = architecture or _architecture_of_name(path)
-    if declared_setting is None and "setting" not in columns:
-        raise UserError(
-            f"{path} does not say whether it holds linear or full results.",
-            "Neither its name nor its columns tell.",
-            "Name the setting: linear or full.",
-        )
-    for number, fields in rows:
-        _drop_empty_end(fields, len(header))
-        if len(fields) != len(header):
-            raise _bad(path, number, f"{len(fields)} fields, the header has {len(header)}.")
-        cells = {name: fields[index] for name, index in columns.items()}
-        yield _line(path, number, cells, known, declared_setting, declared_architecture)
+def _frame(text: Lines, known: Mapping[str, str], declared: _Declared) -> pd.DataFrame:
+    """The results frame, in the order of the lines."""
+    path, nothing = text.path, float("nan")
+    tasks = text.each("task", lambda number, name: _task(path, number, name, known))
+    methods = text.each("method", lambda number, name: _method(path, number, name))
+    sparsities = text.each("sparsity", lambda number, share: _sparsity(path, number, share))
+    for number, method, sparsity in zip(text.numbers, methods, sparsities, strict=True):
+        if method == "dense" and sparsity:
+            raise bad_line(path, number, f"A dense model of sparsity {sparsity:g}.")
+    seeds = text.each("seed", lambda number, seed: _seed(path, number, seed))
+    settings = _settings(text, declared.setting)
+    values = text.each("value", lambda number, value: _accuracy(path, number, value))
+    scale = _scale(text, values, declared.unit)
+    return pd.DataFrame(
+        {
+            "stage": settings,
+            "run": f"imported/{path.name}",
+            "arm": "imported",
+            "model": _architectures(text, declared.architecture),
+            "method": methods,
+            "sparsity": sparsities,
+            "measured_sparsity": nothing,
+            "upstream_seed": 0,
+            "recipe": "declared",
+            "task": tasks,
+            "mode": [MODES[setting] for setting in settings],
+            "transfer_seed": seeds,
+            "profile": [f"paper-{setting}" for setting in settings],
+            "image_size": 224,
+            "split_hash": "declared",
+            "n_test": nothing,
+            "metric": [METRICS.get(task, "top1") for task in tasks],
+            # Rounding undoes the binary error of the division: 49.23 / 100 reads .4923 again.
+            "value": [round(value / scale, 12) for value in values],
+            "top1": nothing,
+            "mean_per_class": nothing,
+            "log_loss": nothing,
+            "ece": nothing,
+            "mac_ratio": nothing,
+            "predictions": None,
+            "origin": ORIGIN,
+            "source": path.name,
+            "line": text.numbers,
+        }
+    )
 
 
-def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line number, stripped fields) of every line that is not blank."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read.", str(error)) from error
-    lines = text.splitlines()
-    first = next((line for line in lines if line.strip()), "")
-    reader = csv.reader(lines, delimiter="\t" if "\t" in first else ",", strict=True)
-    try:
-        for row in reader:
-            fields = [field.strip() for field in row]
-            if any(fields):
-                yield reader.line_num, fields
-    except csv.Error as error:
-        raise _bad(path, reader.line_num, f"{error}.") from error
-
-
-def _drop_empty_end(fields: list[str], width: int) -> None:
-    """Remove empty fields from the end while there are more than `width`."""
-    while len(fields) > width and not fields[-1]:
-        fields.pop()
-
-
-def _columns(path: Path, number: int, header: list[str]) -> dict[str, int]:
-    """Our name → index of the column; other columns are allowed and not read."""
-    columns: dict[str, int] = {}
-    for index, name in enumerate(header):
-        ours = HEADER_ALIASES.get(name.lower())
-        if ours is None:
-            continue
-        if ours in columns:
-            raise _bad(
-                path, number, f"Two columns mean '{ours}': {header[columns[ours]]} and {name}."
-            )
-        columns[ours] = index
-    absent = [name for name in NEEDED if name not in columns]
-    if absent:
-        raise UserError(
-            f"{path}, line {number}: this is not the header of a results file.",
-            f"No column for {', '.join(absent)}; found: {', '.join(header) or 'nothing'}.",
-            "Expected for instance: dset,model,sparsity,seed,val_acc",
-        )
-    return columns
-
-
-def _line(
-    path: Path,
-    number: int,
-    cells: Mapping[str, str],
-    known: Mapping[str, str],
-    setting: Setting | None,
-    architecture: str,
-) -> _Line:
-    name = cells["task"]
+def _task(path: Path, number: int, name: str, known: Mapping[str, str]) -> str:
     if name.lower() not in known:
         error = unknown_name("task", name, {*known, *known.values()})
-        raise UserError(f"{path}, line {number}: {error.what}", error.why, error.hint)
-    method = cells["method"]
-    if not method:
-        raise _bad(path, number, "The method is empty.")
-    method = "dense" if method.lower() == "dense" else method
-    sparsity = _number(path, number, "sparsity", cells["sparsity"])
+        hint = f"{error.hint} To accept it as it is: --task {name}"
+        raise UserError(f"{path}, line {number}: {error.what}", error.why, hint)
+    return known[name.lower()]
+
+
+def _method(path: Path, number: int, name: str) -> str:
+    if not name:
+        raise bad_line(path, number, "The method is empty.")
+    return "dense" if name.lower() == "dense" else name
+
+
+def _sparsity(path: Path, number: int, text: str) -> float:
+    sparsity = _number(path, number, "sparsity", text)
     if not 0 <= sparsity < 1:
-        raise _bad(path, number, f"sparsity {sparsity:g} is not a share of zeros in [0, 1).")
-    if method == "dense" and sparsity:
-        raise _bad(path, number, f"A dense model of sparsity {sparsity:g}.")
-    value = _number(path, number, "accuracy", cells["value"])
-    if value < 0 or value > 100:
-        raise _bad(path, number, f"accuracy {value:g} is neither a fraction nor percent.")
-    seed = re.fullmatch(r"(?:seed_)?(\d+)", cells["seed"])
+        raise bad_line(path, number, f"sparsity {sparsity:g} is not a share of zeros in [0, 1).")
+    return sparsity
+
+
+def _seed(path: Path, number: int, text: str) -> int:
+    seed = re.fullmatch(r"(?:seed_)?(\d+)", text)
     if seed is None:
-        raise _bad(path, number, f"seed '{cells['seed']}' is not like seed_21.")
-    declared = cells.get("setting", "").lower()
-    if declared and declared not in get_args(Setting):
-        raise _bad(path, number, f"setting '{declared}' is neither linear nor full.")
-    row_setting: Setting | None = (
-        "linear" if declared == "linear" else "full" if declared == "full" else setting
-    )
-    if row_setting is None:
-        raise _bad(path, number, "The setting is empty.")
-    return _Line(
-        number,
-        known[name.lower()],
-        method,
-        sparsity,
-        int(seed[1]),
-        value,
-        row_setting,
-        cells.get("architecture") or architecture,
-    )
+        raise bad_line(path, number, f"seed '{text}' is not like seed_21.")
+    return int(seed[1])
+
+
+def _accuracy(path: Path, number: int, text: str) -> float:
+    value = _number(path, number, "accuracy", text)
+    if value < 0 or value > 100:
+        raise bad_line(path, number, f"accuracy {value:g} is neither a fraction nor percent.")
+    return value
+
+
+def _settings(text: Lines, declared: Setting | None) -> list[Setting]:
+    """Linear or full of every line: what it says itself, else what was declared of the file."""
+    own = declared or _setting_of_name(text.path)
+    if "setting" not in text.columns:
+        if own is None:
+            raise UserError(
+                f"{text.path} does not say whether it holds linear or full results.",
+                "Neither its name nor its columns tell.",
+                "Name the setting: --setting linear or --setting full.",
+            )
+        return [own] * len(text.numbers)
+
+    def setting(number: int, name: str) -> Setting:
+        for known in get_args(Setting):
+            if name.lower() == known:
+                return known
+        if name:
+            raise bad_line(text.path, number, f"setting '{name}' is neither linear nor full.")
+        if own is None:
+            raise bad_line(text.path, number, "The setting is empty.")
+        return own
+
+    return text.each("setting", setting)
+
+
+def _architectures(text: Lines, declared: str | None) -> list[str]:
+    own = declared or _architecture_of_name(text.path)
+    if "architecture" not in text.columns:
+        return [own] * len(text.numbers)
+    return text.each("architecture", lambda _, name: name or own)
 
 
 def _number(path: Path, number: int, name: str, text: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        raise _bad(path, number, f"{name} '{text}' is not a number.") from None
+        raise bad_line(path, number, f"{name} '{text}' is not a number.") from None
     if not math.isfinite(value):
-        raise _bad(path, number, f"{name} is {text}.")
+        raise bad_line(path, number, f"{name} is {text}.")
     return value
 
 
-def _scale(path: Path, lines: list[_Line], unit: Unit | None) -> float:
+def _scale(text: Lines, values: Sequence[float], unit: Unit | None) -> float:
     """1 for fractions, 100 for percent."""
-    above = [line for line in lines if line.value > 1]
+    path = text.path
+    above = [place for place, value in enumerate(values) if value > 1]
     if unit == "percent":
         return 100.0
+    first = above[0] if above else 0
     if unit == "fraction":
         if above:
-            raise _bad(path, above[0].number, f"accuracy {above[0].value:g} is not a fraction.")
+            raise bad_line(
+                path, text.numbers[first], f"accuracy {values[first]:g} is not a fraction."
+            )
         return 1.0
-    if above and len(above) < len(lines):
-        below = next(line for line in lines if line.value <= 1)
+    if above and len(above) < len(values):
+        below = next(place for place, value in enumerate(values) if value <= 1)
         raise UserError(
             f"{path} mixes percent and fractions, or has accuracies of at most 1 %.",
-            f"Line {below.number}: {below.value:g}. Line {above[0].number}: {above[0].value:g}. "
-            f"{len(above)} of {len(lines)} accuracies are above 1.",
-            "Name the unit, fraction or percent, if the file has only one.",
+            f"Line {text.numbers[below]}: {values[below]:g}. Line {text.numbers[first]}: "
+            f"{values[first]:g}. {len(above)} of {len(values)} accuracies are above 1.",
+            "If the file has only one unit, name it: --unit fraction or --unit percent.",
         )
     return 100.0 if above else 1.0
-
-
-def _row(path: Path, line: _Line, scale: float) -> dict[str, object]:
-    nothing = float("nan")
-    return {
-        "stage": line.setting,
-        "run": f"imported/{path.name}",
-        "arm": "imported",
-        "model": line.architecture,
-        "method": line.method,
-        "sparsity": line.sparsity,
-        "measured_sparsity": nothing,
-        "upstream_seed": 0,
-        "recipe": "declared",
-        "task": line.task,
-        "mode": MODES[line.setting],
-        "transfer_seed": line.seed,
-        "profile": f"paper-{line.setting}",
-        "image_size": 224,
-        "split_hash": "declared",
-        "n_test": nothing,
-        "metric": METRICS.get(line.task, "top1"),
-        # Rounding undoes the binary error of the division: 49.23 / 100 reads .4923 again.
-        "value": round(line.value / scale, 12),
-        "top1": nothing,
-        "mean_per_class": nothing,
-        "log_loss": nothing,
-        "ece": nothing,
-        "mac_ratio": nothing,
-        "predictions": None,
-        "origin": ORIGIN,
-        "source": path.name,
-        "line": line.number,
-    }
 
 
 def _setting_of_name(path: Path) -> Setting | None:
@@ -393,7 +335,3 @@ def _architecture_of_name(path: Path) -> str:
         if word in path.stem.lower():
             return architecture
     return ARCHITECTURES["resnet50"]
-
-
-def _bad(path: Path, number: int, why: str) -> UserError:
-    return UserError(f"{path}, line {number}: this line cannot be read.", why)

@@ -9,6 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+_AGGREGATES = ("mean of ratios, %", "ratio of means, %")
+_NUMBERS = ("about", "disk", "median ms", "p10", "p90", *_AGGREGATES, "tasks")
 _NOISY = 2.0  # p90 over p10 from which a median is not worth quoting
 
 
@@ -69,10 +71,48 @@ def print_bench(rows: Sequence[Mapping[str, Any]]) -> None:
             )
 
 
+def print_imported(told: Mapping[str, Any]) -> None:
+    """What an imported set holds, what it lacks, and its relative error increases."""
+    console = Console()
+    console.print(f"{told['name']}: {told['rows']:,} rows · {told['origin']}", style="bold")
+    for source in told["sources"]:
+        fewest, most = source["fewest_seeds"], source["most_seeds"]
+        seeds = f"{fewest} to {most} seeds" if fewest < most else f"{most} seed{'s' * (most > 1)}"
+        again = f", {source['repeated']} lines repeat a key" if source["repeated"] else ""
+        console.print(
+            f"  {source['source']}: {', '.join(source['models'])}, {', '.join(source['modes'])}, "
+            f"{source['rows']:,} rows, {source['cells']:,} cells, {seeds} per cell{again}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    for text in told["left_out"]:
+        console.print(f"left out: {text}", style="bold", highlight=False, soft_wrap=True)
+    console.print("Relative error increase over dense:")
+    blocks: dict[str, Table] = {}
+    for row in told["summary"]:
+        title = f"{row['model']}, {row['mode']} ({told['origin']})"
+        if title not in blocks:
+            blocks[title] = _table("method", "sparsity", *_AGGREGATES, "tasks")
+            blocks[title].title = title
+        blocks[title].add_row(
+            row["method"],
+            f"{row['sparsity']:g}",
+            _change(row["mean_of_ratios"]),
+            _change(row["ratio_of_means"]),
+            str(row["n_tasks"]),
+        )
+    for table in blocks.values():
+        console.print(table)
+
+
+def _change(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:+.1f}".replace("-", "−")
+
+
 def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
     for column in columns:
-        right = column in ("about", "disk", "median ms", "p10", "p90")
+        right = column in _NUMBERS
         table.add_column(column, justify="right" if right else "left", overflow="fold")
     return table
 

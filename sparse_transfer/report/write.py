@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from sparse_transfer.report import cost_tables, tables
+from sparse_transfer.report import cost_tables, imported, tables
 from sparse_transfer.report.cells import Table
 from sparse_transfer.report.figures import Drawing
 from sparse_transfer.report.html import Section, page
@@ -23,6 +23,7 @@ from sparse_transfer.statistics import GROUP, Comparison, compare, contrast
 from sparse_transfer.store import read_json, replacing, write_json
 
 LIST = "files.json"  # what the last report wrote, so that a new one leaves nothing stale
+MOST_METHODS = 40  # whose pairs are all contrasted; of more, only those declared in advance
 INTERVALS = ("low", "high", "mde")
 
 
@@ -85,6 +86,8 @@ def build(
             `contrasts` (pairs of methods declared in advance);
             `held_fixed` (arm → list of lines); `layers` (see `layers.by_layer`); `skipped`
             (task → reason → count); `failures` (dicts, see `provenance.FAILURE_COLUMNS`);
+            `imported` ("all" or "some" rows are: they are marked), `left_out` (dicts, see
+            `imported.LEFT_OUT`), `drift` (dicts, see `imported.DRIFT`);
             `versions`, `machine` (name → value).
         predictions: loads the stored predictions of a row, for intervals over test examples; None,
             or rows without the column `predictions`, go without them.
@@ -93,6 +96,9 @@ def build(
         UserError: a value that is no number, a result that occurs twice, unreadable predictions.
     """
     known = _with_defaults(facts)
+    if len(frame) and frame["method"].nunique() > MOST_METHODS:
+        words = f"more than {MOST_METHODS} methods: only pairs named in `contrasts` are compared"
+        known["labels"] = [*known["labels"], words]
     is_demo = any(str(label).lower().startswith("demo") for label in known["labels"])
     measured = cost_tables.measurements(bench) if len(bench) else pd.DataFrame()
     comparison, contrasts, load = None, pd.DataFrame(), None
@@ -116,6 +122,7 @@ def build(
     )
     material = Material(frame, measured, known, groups, comparison, contrasts, load, further)
     sections = [made for section in ALL if (made := section(material))]
+    sections = [imported.marked(section, known["imported"]) for section in sections]
     summary = [
         table
         for section in sections
@@ -169,6 +176,9 @@ def _with_defaults(facts: Mapping[str, Any]) -> dict[str, Any]:
         "layers": (),
         "skipped": {},
         "failures": (),
+        "left_out": (),
+        "drift": (),
+        "imported": "",
         "versions": {},
         "machine": {},
     }
@@ -201,17 +211,25 @@ def _apart(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _has_predictions(frame: pd.DataFrame) -> bool:
-    return "predictions" in frame and bool(frame["predictions"].astype(bool).all())
+    """Whether every row of our own has predictions; imported ones never have."""
+    if "predictions" not in frame:
+        return False
+    own = frame["origin"].isna() if "origin" in frame else pd.Series(True, index=frame.index)
+    return bool(own.any() and frame.loc[own, "predictions"].astype(bool).all())
 
 
 def _contrasts(frame: pd.DataFrame, declared: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """Every pair of pruning methods within each arm, those declared in advance first."""
+    """Every pair of pruning methods within each arm, those declared in advance first.
+
+    Where an arm has more than MOST_METHODS, only the declared ones.
+    """
     parts = []
     for _, rows in frame.groupby("arm", sort=False):
         methods = sorted(set(rows["method"].astype(str)) - {"dense"})
         pairs = [pair for pair in declared if set(pair) <= set(methods)]
         known = {frozenset(pair) for pair in pairs}
-        pairs += [p for p in combinations(methods, 2) if frozenset(p) not in known]
+        if len(methods) <= MOST_METHODS:
+            pairs += [p for p in combinations(methods, 2) if frozenset(p) not in known]
         for first, second in pairs:
             own = rows[rows["method"].isin([first, second, "dense"])]
             if (own["method"] == "dense").any():

@@ -16,6 +16,7 @@ from sparse_transfer.statistics.contrasts import (
     seed_noise_of_mean,
     worse_than_linear,
 )
+from sparse_transfer.statistics.drift import dense_drift, may_share_ranking
 from sparse_transfer.statistics.examples import (
     ExampleBootstrap,
     ExampleErrors,
@@ -66,6 +67,7 @@ __all__ = [
     "bootstrap_errors",
     "compare",
     "contrast",
+    "dense_drift",
     "difficulty",
     "difficulty_correlation",
     "example_errors",
@@ -73,6 +75,7 @@ __all__ = [
     "hierarchical_bootstrap",
     "holm",
     "interaction",
+    "may_share_ranking",
     "minimum_detectable_effect",
     "paired_bootstrap",
     "pooled_sd",

@@ -261,7 +261,8 @@ def _task_rows(
     rows = []
     for i, task in enumerate(paired.tasks):
         runs, boot = group.runs(cell, task), boots[i]
-        over_seeds = t_interval(by_seed[i], confidence=confidence) if cell != group.dense else None
+        has_interval = cell != group.dense and len(paired.seeds) > 1
+        over_seeds = t_interval(by_seed[i], confidence=confidence) if has_interval else None
         n_test = group.mean(runs, "n_test")
         dense_errors = n_test * _dense_top1_error(group, task)
         rows.append(
@@ -302,7 +303,7 @@ def _spreads(
         boots: the bootstrap of each task, where there are predictions.
     """
     over_seeds, over_tasks = values.mean(axis=0), values.mean(axis=1)
-    spreads = [_t_spread("upstream seeds", over_seeds, confidence)]
+    spreads = [_t_spread("upstream seeds", over_seeds, confidence)] if over_seeds.size > 1 else []
     replicates = _mean_replicates(boots)
     if replicates is not None:
         limits_ = percentile_limits(replicates, confidence)

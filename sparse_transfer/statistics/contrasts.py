@@ -54,6 +54,8 @@ def contrast(
 ) -> pd.DataFrame:
     """The difference between two methods, first − second, paired by task and upstream seed.
 
+    Methods without a common upstream seed (imported ones beside our own) are paired by task alone.
+
     It is the difference of their mean relative error increases over the same dense models; below
     zero, `first` is better. Neither method may be dense: that comparison is `compare`.
 
@@ -88,7 +90,7 @@ def contrast(
             cells: list[Cell] = [(first, sparsity), (second, sparsity)]
             if cells[1] not in group.errors:
                 continue
-            pair = group.paired(cells, own_tasks=True)
+            pair = _paired(group, cells)
             missing += pair[0].missing
             if pair[0].by_seed().size:
                 rows.append(_contrast_row(group, cells, pair, margin, confidence))
@@ -264,6 +266,31 @@ def seed_noise_of_mean(frame: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def _paired(group: Group, cells: Sequence[Cell]) -> list[PairedErrors]:
+    """Two cells paired by task and upstream seed; by task alone if they have no seed in common.
+
+    Checkpoints of another source share no seed with ours. Each is then held against the dense
+    models of its own seeds, and only tasks are pairs: one value per task, conditional on the
+    checkpoints.
+    """
+    seeds = [{seed for row in group.errors[cell].values() for seed in row} for cell in cells]
+    if seeds[0] & seeds[1]:
+        return group.paired(cells, own_tasks=True)
+    apart = [group.paired([cell], own_tasks=True)[0] for cell in cells]
+    shared = [task for task in apart[0].tasks if task in set(apart[1].tasks)]
+    missing = [text for one in apart for text in one.missing]
+    for task in sorted({task for one in apart for task in one.tasks} - set(shared)):
+        missing.append(f"{task[0]} for both {cells[0][0]} and {cells[1][0]}")
+    pairs = []
+    for one in apart:
+        rows = [one.tasks.index(task) for task in shared]
+        dense, sparse = (
+            errors[rows].mean(axis=1, keepdims=True) for errors in (one.dense, one.sparse)
+        )
+        pairs.append(PairedErrors(shared, [0], dense, sparse, missing))
+    return pairs
 
 
 def _contrast_row(

@@ -66,10 +66,11 @@ def wilcoxon_test(differences: ArrayLike) -> float:
     doubled = np.rint(2 * stats.rankdata(np.abs(_merged(values)))).astype(
         int
     )  # mid-ranks → integers
-    counts = np.ones(1)
+    counts = np.zeros(doubled.sum() + 1)
+    counts[0] = 1
     for rank in doubled:
-        counts = np.pad(counts, (0, rank)) + np.pad(counts, (rank, 0))
-        counts = counts / 2
+        counts[rank:] = (counts[rank:] + counts[: counts.size - rank]) / 2
+        counts[:rank] /= 2
     plus = int(doubled[values > 0].sum())
     tail = min(counts[: plus + 1].sum(), counts[plus:].sum())
     return float(min(1.0, 2 * tail))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 import yaml
 
 from sparse_transfer.errors import UserError
+from sparse_transfer.imports.coverage import complete, summary
+from sparse_transfer.imports.lines import read_lines
 from sparse_transfer.imports.results import (
     METRICS,
     ORIGIN,
@@ -281,3 +284,32 @@ def test_imported_names_and_metrics_are_those_of_the_task_cards():
     assert {name: METRICS[name] for name in shared_names} == {
         name: cards[name] for name in shared_names
     }
+
+
+def test_many_lines_cost_little(tmp_path: Path):
+    """20,000 lines, 333 cells: every distinct text is parsed once, means are taken by columns."""
+    tasks = list(METRICS)
+    cells = [("Dense", 0.0)] + [(f"m{number}", 0.5) for number in range(332)]
+    lines = [
+        f"{task},{method},{sparsity},seed_{seed},0.{5000 + (number * 7 + seed) % 4000}"
+        for number, (method, sparsity) in enumerate(cells)
+        for task in tasks
+        for seed in range(5)
+    ]
+    path = written(tmp_path, lines)
+    start = time.process_time()
+    kept, gaps = complete(read_results(path))
+    table = summary(kept)
+    comparison = compare(kept)
+    seconds = time.process_time() - start
+    assert (len(kept), len(table), gaps) == (19_980, 332, [])
+    assert len(comparison.methods) == 333
+    assert seconds < 5  # CPU time; about one second where this was written
+
+
+def test_each_distinct_text_is_parsed_once_and_named_by_its_first_line(tmp_path: Path):
+    lines = read_lines(written(tmp_path, [*LINES, *LINES]))
+    seen: list[tuple[int, str]] = []
+    found = lines.each("task", lambda number, text: seen.append((number, text)) or text.upper())
+    assert found == ["AIRCRAFT", "AIRCRAFT", "SUN", "SUN"] * 2
+    assert seen == [(2, "aircraft"), (4, "SUN")]

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from sparse_transfer.report.terminal import print_report
-from sparse_transfer.report.write import build, save, write
+from sparse_transfer.report.write import _contrasts, build, save, write
+from tests.statistics.results import made
 
 EMPTY = pd.DataFrame()
 
@@ -184,3 +185,12 @@ def test_two_thousand_rows_take_seconds_and_stay_small(make_study, tmp_path):
     path = write(frame, study.bench, study.facts, study.predictions, tmp_path)
     assert time.perf_counter() - start < 60  # seconds alone; machines that test share their cores
     assert path.stat().st_size < 5_000_000
+
+
+def test_of_very_many_methods_only_declared_pairs_are_contrasted():
+    made_up = made({(f"m{number}", 0.9): 0.1 for number in range(41)}, seeds=[0, 1])
+    assert _contrasts(made_up, []).empty
+    named = _contrasts(made_up, [("m3", "m1")])
+    assert named[["first", "second", "declared"]].values.tolist() == [["m3", "m1", "in advance"]]
+    few = made_up[made_up["method"].isin(["dense", "m1", "m2", "m3"])]
+    assert len(_contrasts(few, [])) == 3

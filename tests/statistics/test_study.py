@@ -231,6 +231,27 @@ def test_correlation_with_difficulty(frame: pd.DataFrame, comparison: Comparison
     assert table["full"].drop("LTH-T").abs().max() < 0.45
 
 
+@pytest.mark.parametrize(("sparsity", "gap"), [(0.8, 15.2), (0.9, 12.6), (0.95, 11.4)])
+def test_best_and_worst_linear_method_on_aircraft(comparison: Comparison, sparsity, gap):
+    """About 15 points at 80 %, LTH-T left out, as its masks lie on weights not retrained."""
+    rows = comparison.tasks
+    rows = rows[(rows["mode"] == "linear-sgd") & (rows["task"] == "aircraft")]
+    values = rows[rows["sparsity"] == sparsity].set_index("method")["value"].drop("LTH-T")
+    assert values.idxmin() == "WoodFisher"
+    assert round(100 * (values.max() - values.min()), 1) == gap
+
+
+def test_full_transfer_loses_with_sparsity_but_for_one_pair(methods: pd.DataFrame):
+    full = methods.loc["full", "mor"]
+    steps = {
+        (method, sparsity): full[method].diff().loc[sparsity]
+        for method in SPARSE
+        for sparsity in full[method].index[1:]
+    }
+    assert [step for step, change in steps.items() if change <= 0] == [("RigL ERK 5x", 0.9)]
+    assert full["RigL ERK 5x", 0.8].round(3) == full["RigL ERK 5x", 0.9].round(3) == 0.209
+
+
 def test_seed_noise(frame: pd.DataFrame):
     noise = seed_noise(frame[frame["mode"] == "linear-sgd"])
     assert len(noise) == 240

@@ -14,15 +14,19 @@ from __future__ import annotations
 
 from typing import final
 
+from pydantic import Field
+
 from sparse_transfer.config import Frozen
 from sparse_transfer.errors import UserError
 from sparse_transfer.pruning.method import AbstractMethod, Event, Target
 
-_TOLERANCE = 5e-4  # of sparsity: claims are written with three or four digits
-
 
 class GivenOptions(Frozen):
-    """None."""
+    """`tolerance` is for published checkpoints, whose label 0.8 may stand for 81.27 % of zeros."""
+
+    tolerance: float = Field(
+        default=5e-4, ge=0, le=0.05, description="largest difference of claimed and real sparsity"
+    )
 
 
 @final
@@ -36,7 +40,7 @@ class Method(AbstractMethod[GivenOptions]):
     def schedule(self, target: Target) -> dict[int, Event]:
         """No event; refuses a checkpoint whose sparsity is not the claimed one."""
         measured = 1 - target.active / target.weights
-        if abs(measured - target.sparsity) > _TOLERANCE:
+        if abs(measured - target.sparsity) > self.options.tolerance:
             raise UserError(
                 f"The checkpoint is not {target.sparsity:.4f} sparse.",
                 f"Its mask leaves out {measured:.4f} of the prunable weights.",

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from sparse_transfer.report.html import Section
 from sparse_transfer.report.material import Material
 from sparse_transfer.report.sections import (
+    beside,
     bought,
     increase,
     inside,
@@ -24,6 +25,7 @@ from sparse_transfer.report.sections import (
 ALL: tuple[Callable[[Material], Section | None], ...] = (
     summary.section,
     upstream.section,
+    beside.section,
     increase.section,
     tasks.section,
     bought.section,

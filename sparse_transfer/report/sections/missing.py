@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparse_transfer.report import provenance
+from sparse_transfer.report import imported, provenance
 from sparse_transfer.report.cells import Table
 from sparse_transfer.report.html import Part, Section
 from sparse_transfer.report.material import Material
@@ -16,5 +16,8 @@ def section(material: Material) -> Section:
 def _missing(material: Material) -> tuple[Table, ...]:
     failures, skipped = material.facts["failures"], material.facts["skipped"]
     found = [provenance.failures_table(failures)] if failures else []
-    made = provenance.skipped_table(skipped)
-    return (*found, made) if made else tuple(found)
+    if made := provenance.skipped_table(skipped):
+        found.append(made)
+    if left_out := material.facts["left_out"]:
+        found.append(imported.left_out_table(left_out))
+    return tuple(found)

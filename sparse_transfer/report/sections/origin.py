@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from sparse_transfer.report import provenance
+from sparse_transfer.report import imported, provenance
 from sparse_transfer.report.cells import Table
 from sparse_transfer.report.html import Part, Section
 from sparse_transfer.report.material import Material
@@ -17,6 +17,11 @@ def section(material: Material) -> Section:
 
 def _provenance(material: Material) -> tuple[Table, ...]:
     origin = provenance.origin_table(material.facts)
-    every = pd.concat([material.frame, material.further])
-    runs = [provenance.runs_table(every)] if len(every) else []
-    return (origin, *runs) if origin else tuple(runs)
+    tables = [origin] if origin else []
+    frame = pd.concat([material.frame, material.further])
+    foreign = frame["origin"].notna() if "origin" in frame else pd.Series(False, index=frame.index)
+    if len(own := frame[~foreign]):
+        tables.append(provenance.runs_table(own))
+    if foreign.any():
+        tables.append(imported.sources_table(frame[foreign]))
+    return tuple(tables)
