@@ -29,12 +29,11 @@ def estimate(
     speeds: dict[str, _Speed] = {}
     sizes: dict[config.TaskRef, tuple[int, int, int]] = {}
     for run in made.runs:
-        spec, root = run.spec, run.parents.get("checkpoint", run)
-        assert isinstance(root.spec, plan.PruneSpec)
+        spec, model = run.spec, plan.origin(run)
         pixels = spec.image_size if isinstance(spec, plan.BenchSpec) else spec.preprocess.image_size
-        key = f"{root.spec.model!r} {pixels}"
+        key = f"{model!r} {pixels}"
         if key not in speeds:
-            speeds[key] = _Speed(root.spec.model, pixels)
+            speeds[key] = _Speed(model, pixels)
         speed = speeds[key]
         if isinstance(spec, plan.BenchSpec):
             calls = 2 * (spec.bench.repeats + 4) * len(spec.bench.backends)

@@ -8,7 +8,17 @@ from typing import Any
 
 from torch import nn
 
-from sparse_transfer import checkpoint, config, data, loop, models, plan, plugins, weights
+from sparse_transfer import (
+    checkpoint,
+    config,
+    data,
+    lineage,
+    loop,
+    models,
+    plan,
+    plugins,
+    weights,
+)
 from sparse_transfer.errors import UserError
 from sparse_transfer.pruning.driver import averages, events_of
 from sparse_transfer.pruning.layers import prunable
@@ -22,6 +32,10 @@ Problem = tuple[str, UserError]
 
 def check(experiment: config.Experiment, data_root: Path | None, cache: Path) -> list[Problem]:
     """Every problem with where it is: data, models, methods, schedules, backends. Runs nothing."""
+    try:
+        experiment = lineage.with_origins(experiment)
+    except UserError as error:
+        return [("arms", error)]
     found = [problem for arm in experiment.arms for problem in _arm(arm, data_root, cache)]
     return list({(where, str(error)): (where, error) for where, error in found}.values())
 
@@ -32,6 +46,10 @@ def methods(experiment: config.Experiment, data_root: Path | None, cache: Path) 
     What is not here is left out of a run and reported; these are errors of the experiment.
     """
     found: list[Problem] = []
+    try:
+        experiment = lineage.with_origins(experiment)
+    except UserError as error:
+        return [("arms", error)]
     for arm in experiment.arms:
         upstream = None
         if arm.upstream.task is not None:
@@ -46,7 +64,7 @@ def methods(experiment: config.Experiment, data_root: Path | None, cache: Path) 
 
 def describe(experiment: config.Experiment) -> Iterator[str]:
     """What the names of an experiment stand for here: the resolved models, where each task is."""
-    for arm in experiment.arms:
+    for arm in lineage.with_origins(experiment).arms:
         for spec in arm.upstream.models:
             try:
                 size = arm.upstream.preprocess.image_size

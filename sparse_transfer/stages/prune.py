@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,9 @@ def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context)
     """Make one upstream checkpoint; see `PruneSpec`. Returns what `result.json` holds."""
     spec = run.spec
     assert isinstance(spec, plan.PruneSpec)
+    if "model" in parents:  # the checkpoint of an earlier arm
+        made = spec.model.model_copy(update={"name": f"{LOCAL_DIR}{parents['model']}/checkpoint"})
+        spec = replace(spec, model=made)
     task = (
         data.open_task(spec.task, data_root=context.data_root, cache=context.cache)
         if spec.task
