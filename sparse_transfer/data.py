@@ -29,7 +29,7 @@ from sparse_transfer.decoding import DamagedImage, decode
 from sparse_transfer.errors import UserError
 from sparse_transfer.examples import AbstractSource, Part, Place, Presence, SourceUnavailable
 from sparse_transfer.images import Images, Stats, batch, statistics
-from sparse_transfer.partition import Pool, check, divide, reduce
+from sparse_transfer.partition import Pool, check, divide, own_validation, reduce
 from sparse_transfer.store import canonical_json, digest, read_json, write_json
 
 __all__ = [
@@ -260,7 +260,7 @@ def _open(task: TaskCard, ref: TaskRef, title: str, source: AbstractSource) -> T
             "A subset never passes for the whole: write a card of another name for it.",
         )
     check(task, listing.classes, train, test)
-    train, validation = reduce(task, ref, train)
+    train, validation = reduce(task, ref, train, own_validation(task, listing.parts, title))
     return _task(task, title, source, listing.classes, train, validation, test)
 
 
@@ -276,7 +276,7 @@ def _task(
     header = {
         "task": task.name,
         "version": task.version,
-        "rule": task.split.model_dump(mode="json"),
+        "rule": task.split.identity(),
     }
     pools = {"train": train, "validation": validation, "test": test}
     parts = [(name, pool.ids.tolist(), pool.labels) for name, pool in pools.items()]

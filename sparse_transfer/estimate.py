@@ -17,16 +17,20 @@ _PROBES_SECONDS = 2.0  # heads of a linear run, whatever the model
 
 
 def estimate(
-    made: plan.Plan, data_root: Path | None, cache: Path
+    made: plan.Plan,
+    data_root: Path | None,
+    cache: Path,
+    speeds: dict[str, _Speed] | None = None,
 ) -> tuple[dict[str, float], dict[str, int]]:
     """Seconds and bytes by run id. Forecasts, good to a factor of about two.
 
     Every model is timed for about a second in a forward pass on this machine; a training step is
-    taken for three of them. Decoding images and starting up are not in it.
+    taken for three of them. Decoding images and starting up are not in it. What was measured is
+    kept in `speeds`, for the forecast of another plan of the same models.
     """
     seconds: dict[str, float] = {}
     size: dict[str, int] = {}
-    speeds: dict[str, _Speed] = {}
+    speeds = {} if speeds is None else speeds
     sizes: dict[config.TaskRef, tuple[int, int, int]] = {}
     for run in made.runs:
         spec, model = run.spec, plan.origin(run)

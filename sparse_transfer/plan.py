@@ -239,9 +239,7 @@ def check_targets(arm: config.Arm) -> None:
         )
 
 
-def _arm_runs(
-    arm: config.Arm, hashes: dict[config.TaskRef, str], made: _Made
-) -> Iterator[Run]:
+def _arm_runs(arm: config.Arm, hashes: dict[config.TaskRef, str], made: _Made) -> Iterator[Run]:
     check_targets(arm)
     plain_dense = [m for m in arm.prune.methods if m.name == "dense" and m.model is None]
     has_dense = arm.prune.dense or plain_dense

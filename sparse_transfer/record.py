@@ -20,7 +20,7 @@ from sparse_transfer.store import Store, read_json, write_json
 if TYPE_CHECKING:
     import pandas as pd
 
-    from sparse_transfer.config import Arm
+    from sparse_transfer.config import Answer, Arm
     from sparse_transfer.plan import Plan, Run
 
 
@@ -61,6 +61,7 @@ def save(plan: Plan, store: Store) -> None:
             "notes": plan.experiment.notes,
             "contrasts": plan.experiment.contrasts,
             "demo": plan.experiment.demo,
+            "answer": _plain_answer(plan.experiment.answer),
             "arms": arms,
             "unavailable": [
                 {"arm": item.arm, "what": item.what, "error": str(item.error)}
@@ -182,6 +183,7 @@ def collect(store: Store, name: str | None) -> Results:
             for name, arm in record["arms"].items()
         },
         "contrasts": [tuple(pair) for pair in record["contrasts"]],
+        "answer": record.get("answer"),
         "layers": layers,
         "skipped": skipped,
         "failures": failures,
@@ -194,6 +196,10 @@ def collect(store: Store, name: str | None) -> Results:
         facts,
         lambda row: Predictions.load(store.root / row["predictions"]),
     )
+
+
+def _plain_answer(answer: Answer | None) -> dict[str, Any] | None:
+    return answer.model_dump(mode="json") if answer else None
 
 
 def _method(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -66,8 +66,9 @@ def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context)
     # a checkpoint that is taken as it is stands where its pruning left it
     measured = pruned.summary["measured_sparsity"] or removed
     summary = pruned.summary | {"measured_sparsity": measured}
+    bytes_ = cost.sizes(model, pruned.masks)
     for row in facts["rows"]:
-        row["measured_sparsity"] = measured
+        row |= {"measured_sparsity": measured, "bytes": bytes_.dense, "packed": bytes_.packed}
     size = spec.preprocess.image_size
     loaded = models.with_transform(
         loaded,
@@ -149,6 +150,7 @@ def _scores(
         part = transform.images(task.validation, context.cache)
         held_out = _score(model, part, task, out, "validation", "validation", spec, context)
         facts["validation_metrics"] = held_out["metrics"]
+        facts["rows"][0]["validation_value"] = held_out["metrics"][held_out["metric"]]["value"]
     facts["skipped"] = {task.card.name: dict(task.skipped)}
     return facts
 
