@@ -73,7 +73,7 @@ def look(given: str, write_to: Path) -> Found:
     notes = [] if parquet else list(_look_at_images(folder))
     kind = "parquet" if parquet else "folder"
     spec = cards.SourceSpec(kind=kind, location=str(folder))
-    draft = cards.TaskCard(name="draft", sources=(spec,))
+    draft = cards.TaskCard.model_validate({"name": "draft", "sources": [spec.model_dump()]})
     listing = plugins.load("source", kind)(spec, draft, Place(None)).listing()
     split, validation, more = _split(listing, folder)
     _check_counts(listing, split, folder)
@@ -192,7 +192,7 @@ def _split(listing: Listing, folder: Path) -> tuple[dict[str, Any], float, list[
 
 
 def _check_counts(listing: Listing, split: dict[str, Any], folder: Path) -> None:
-    names = listing.classes
+    names = list(listing.classes)
     if len(names) < 2:
         raise UserError(
             f"{folder} has one class, {names[0]}.",
