@@ -8,6 +8,7 @@ never changes without raising the version of what it belongs to.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
@@ -75,6 +76,11 @@ class TaskRef(Frozen):
     name: str
     train_images: int | None = Field(default=None, ge=1)
     validation: Fraction = 0.0
+
+    @property
+    def title(self) -> str:
+        """The name shown in lists: of a card's file without its folder."""
+        return PurePath(self.name).stem if self.name.endswith((".yaml", ".yml")) else self.name
 
 
 class Optimizer(Frozen):
@@ -341,10 +347,11 @@ class Answer(Frozen):
 
     Every row is compared with `reference`, the title of one of them, image by image. `candidates`
     are the titles among which the validation part chooses one to recommend. `headline` says what
-    kind of experiment it is; `left_out` which rows are not there, and why.
+    kind of experiment it is, `text` what the rows share, `left_out` which are not there, and why.
     """
 
     headline: str
+    text: str = ""
     reference: str
     rows: tuple[AnswerRow, ...] = Field(min_length=1)
     candidates: tuple[str, ...] = ()

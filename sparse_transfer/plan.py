@@ -115,9 +115,9 @@ class Run:
     def title(self) -> str:
         """What people read in a list of runs."""
         if isinstance(self.spec, LinearSpec):
-            return f"{self.subject} → {self.spec.task.name}"
+            return f"{self.subject} → {self.spec.task.title}"
         if isinstance(self.spec, FullSpec):
-            return f"{self.subject} → {self.spec.task.name} t{self.spec.seed}"
+            return f"{self.subject} → {self.spec.task.title} t{self.spec.seed}"
         return str(self.subject)
 
 
@@ -283,7 +283,7 @@ def _prune(
     made: _Made,
 ) -> Run:
     built = method.model or model
-    start = made.start(built, method, sparsity, seed) if lineage.is_made_here(built) else None
+    start = made.start(built, sparsity, seed) if lineage.is_made_here(built) else None
     # A dense model was not pruned: its batch-norm statistics are its own and stay.
     recalibrate = None if method.name == "dense" else arm.prune.recalibrate_bn
     identity = {
@@ -322,13 +322,11 @@ class _Made:
     arms: tuple[config.Arm, ...]
     runs: dict[str, tuple[Run, ...]]
 
-    def start(
-        self, spec: config.ModelSpec, method: config.MethodSpec, sparsity: float, seed: int
-    ) -> Run:
+    def start(self, spec: config.ModelSpec, sparsity: float, seed: int) -> Run:
         """The run whose checkpoint a row begins with.
 
         Raises:
-            UserError: no run or several fit, or a dense row would begin with a pruned model.
+            UserError: no run or several fit.
         """
         arm, title = lineage.maker(spec, self.arms[: len(self.runs)])
         found = [
@@ -349,12 +347,6 @@ class _Made:
                 f"seed {seed}{at}.",
                 f"Arm {arm.name} makes: {made}.",
                 "Give both arms the same seeds and sparsities, and models the same `label`.",
-            )
-        if method.name == "dense" and found[0].subject.sparsity:
-            raise UserError(
-                f"The dense row of {spec.name} would begin with a pruned model.",
-                f"{found[0].subject} has a mask.",
-                "Name a dense checkpoint, or set prune.dense=false.",
             )
         return found[0]
 

@@ -260,13 +260,13 @@ def _upstream_held_fixed(arm: Arm) -> list[str]:
         lines = [
             f"Upstream: recipe {recipe.name}, shared by all rows ({length}, batch "
             f"{recipe.batch_size}, {recipe.optimizer.name} {recipe.optimizer.lr:g}, "
-            f"{recipe.schedule.name}, {recipe.precision}), on {task.name} at {pixels} px; last "
+            f"{recipe.schedule.name}, {recipe.precision}), on {task.title} at {pixels} px; last "
             "epoch, nothing selected on test.",
             f"Upstream seeds: {', '.join(map(str, prune.seeds))}; the same seed gives the same "
             "initial weights and data order.",
         ]
     else:
-        lines = [f"Upstream: no training (recipe {recipe.name}); {task.name} at {pixels} px."]
+        lines = [f"Upstream: no training (recipe {recipe.name}); {task.title} at {pixels} px."]
     meaning = (
         "the share of the dense model's MACs that went with whole channels"
         if any(plugins.load("pruner", m.name).removes_channels for m in prune.methods)
@@ -319,7 +319,7 @@ def _add_mac_ratio(
 
 def _task(run: Run) -> dict[str, Any]:
     task = getattr(run.spec, "task", None)
-    return {"task": task.name} if task else {}
+    return {"task": task.title} if task else {}
 
 
 def _path(store: Store, name: str) -> Path:

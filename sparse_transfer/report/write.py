@@ -144,7 +144,8 @@ def save(report: Report, out: Path) -> Path:
     """
     before = read_json(out / LIST) if (out / LIST).is_file() else []
     written = ["index.html", "summary.md"]
-    text = page(report.facts, report.verdict, report.sections, report.methods)
+    verdict = [*report.verdict, *report.closing]
+    text = page(report.facts, verdict, report.sections, report.methods)
     _write_text(out / "index.html", text)
     head = (report.facts["title"], report.facts["notes"], report.facts["labels"])
     _write_text(out / "summary.md", markdown(*head, report.verdict, report.summary, report.closing))

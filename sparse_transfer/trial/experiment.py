@@ -27,6 +27,11 @@ FIRST, ONE_SHOT, SECOND, FROZEN = (
 )
 DENSE, CONTINUED, ONE_SHOT_TUNED = "dense", "dense continued", "one-shot, then fine-tuned"
 METHODS = ("gmp", "fggp")
+TEXT = (
+    "All rows learn from the same images, and those that are fine-tuned by one recipe: the "
+    "reference, the pruned rows and a smaller model twice, `dense` once. Errors are counted on the "
+    "test images, which nothing was chosen by."
+)
 RECALIBRATION_IMAGES = 1000
 BENCH = {"batch_size": 1, "repeats": 20}
 
@@ -151,13 +156,13 @@ def build(request: Request, variant: Variant) -> config.Experiment:
     raw = {
         "name": "try",
         "title": f"{title} on {request.folder}, pruned to {100 * request.sparsity:.4g} %",
-        "notes": " ".join([_notes(request, variant, epochs, size), *request.notes]),
         "answer": _answer(request),
         "arms": arms,
     }
-    found = experiment_file.build(raw, request.overrides)
-    told = store.digest(found.model_dump(mode="json", exclude={"name", "title", "notes"}))[:8]
-    return found.model_copy(update={"name": f"try-{_slug(title)}-{variant.name}-{told}"})
+    found = experiment_file.build(raw, _of_trained_arms(request.overrides))
+    told = store.digest(found.model_dump(mode="json", exclude={"name", "title"}))[:8]
+    name = f"try-{_slug(title)}-{variant.name}-{told}"
+    return found.model_copy(update={"name": name, "notes": _notes(request, variant, found)})
 
 
 def pixels(request: Request, variant: Variant) -> int:
@@ -234,6 +239,15 @@ def row_of(arm: str, method: str) -> str:
     return titles.get((arm, method), method)
 
 
+def _of_trained_arms(overrides: Sequence[str]) -> list[str]:
+    """`recipe.…` changes both fine-tunings alike, and not the arms that train nothing."""
+    found: list[str] = []
+    for text in overrides:
+        own = text.startswith("recipe")
+        found += [f"arms.{place}.{text}" for place in (0, 2)] if own else [text]
+    return found
+
+
 def _rival(name: str, model: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": "dense", "label": name, "model": dict(model)}
 
@@ -251,6 +265,7 @@ def _answer(request: Request) -> dict[str, Any]:
     left_out = [] if request.smaller else [f"a smaller dense model: {request.no_smaller}"]
     return {
         "headline": HEADLINE,
+        "text": TEXT,
         "reference": CONTINUED,
         "candidates": [*METHODS, ONE_SHOT_TUNED],
         "rows": [
@@ -261,14 +276,20 @@ def _answer(request: Request) -> dict[str, Any]:
     }
 
 
-def _notes(request: Request, variant: Variant, epochs: int, size: int) -> str:
-    own = " (its own parts where it has them)" if not request.validation else ""
-    return (
-        f"{HEADLINE}. {request.folder}: a frozen split{own}, training images to learn from, "
-        "validation images to recommend by, test images for the errors alone. Variant "
-        f"{variant.name}: {size} px, two fine-tunings of {epochs} epochs each by the fixed recipe "
-        "`try`; the second prunes, and the dense model goes through it too. One seed."
+def _notes(request: Request, variant: Variant, made: config.Experiment) -> str:
+    lengths = [
+        f"{arm.recipe.epochs} epochs" if arm.recipe.steps is None else f"{arm.recipe.steps} steps"
+        for arm in made.arms
+        if arm.name in (FIRST, SECOND)
+    ]
+    size = made.arms[0].upstream.preprocess.image_size
+    said = (
+        f"{HEADLINE}. {request.folder}: training images to learn from, validation images to "
+        "recommend by, test images for the errors alone, in a frozen split. Variant "
+        f"{variant.name}: {size} px, two fine-tunings of {' and '.join(lengths)}; the second one "
+        "prunes, and the dense model goes through it too. One seed."
     )
+    return " ".join([said, *request.notes])
 
 
 def _slug(text: str) -> str:

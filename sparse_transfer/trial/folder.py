@@ -107,7 +107,7 @@ def _look_at_images(folder: Path) -> Iterator[str]:
         )
     if loose or others:
         named = _shown([path.name for path in (*loose, *others)])
-        yield f"{len(loose) + len(others)} files beside the class folders are left out: {named}."
+        yield f"Left out: {_count(len(loose) + len(others), 'file')} beside the classes ({named})."
     for root in parts or [folder]:
         yield from _look_at_classes(root)
 
@@ -137,7 +137,7 @@ def _look_at_classes(root: Path) -> Iterator[str]:
             f"Images end in {', '.join(sorted(IMAGE_SUFFIXES))}.",
         )
     if empty := [child.name for child in classes if child not in full]:
-        yield f"{len(empty)} folders without images are left out: {_shown(empty)}."
+        yield f"Left out: {_count(len(empty), 'folder')} without images ({_shown(empty)})."
     yield from _look_at_files(root, full)
 
 
@@ -159,7 +159,7 @@ def _look_at_files(root: Path, classes: list[Path]) -> Iterator[str]:
         raise UserError(what, f"{named}.{too_few}", "Remove or replace these files.")
     if bad:
         named = _shown([str(path.relative_to(root)) for path in bad])
-        yield f"{len(bad)} of {total} images cannot be read and are left out: {named}."
+        yield f"Left out: {_count(len(bad), 'image')} of {total} that cannot be read ({named})."
 
 
 def _opens(path: Path) -> bool:
@@ -248,6 +248,10 @@ def _images(folder: Path) -> list[Path]:
     """Of hidden files, too: the source takes every file with the ending of an image."""
     files = (child for child in sorted(folder.iterdir()) if child.is_file())
     return [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _shown(names: list[str], most: int = 3) -> str:

@@ -8,9 +8,9 @@ from sparse_transfer.report.material import Material
 
 
 def section(material: Material) -> Section | None:
-    """One table over all arms, with a sentence for each row."""
+    """One table over all arms; its sentences are the verdict."""
     made = answer.rows(material)
     if made.empty:
         return None
-    part = Part("", (), (answer.table(material, made),))
-    return Section.of("answer", "The answer", " ".join(answer.sentences(material, made)), [part])
+    facts, part = material.facts["answer"], Part("", (), (answer.table(material, made),))
+    return Section.of("answer", "The answer", facts["text"], [part])
