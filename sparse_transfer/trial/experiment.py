@@ -100,7 +100,8 @@ def build(request: Request, variant: Variant) -> config.Experiment:
     size = pixels(request, variant)
     task = {"name": request.task, "validation": request.validation}
     title = request.model.title
-    upstream = {"task": task, "preprocess": {"image_size": size, "crop": "center"}}
+    preprocess = {"image_size": size, "crop": "center"}
+    upstream = {"task": task, "preprocess": preprocess}
     tuning = {"base": "try", "name": "try", "epochs": epochs}
     bench = BENCH | {"backends": list(request.backends)}
     images = min(RECALIBRATION_IMAGES, request.train)
@@ -141,14 +142,17 @@ def build(request: Request, variant: Variant) -> config.Experiment:
         },
         {
             "name": FROZEN,
-            "upstream": {"models": [request.model.model_dump(mode="json")]},
+            "upstream": {
+                "models": [request.model.model_dump(mode="json")],
+                "preprocess": preprocess,
+            },
             "recipe": "one-shot",
             "prune": seeded({"name": "dense"}, pruned=False),
             "transfer": {
                 "tasks": [task],
                 "modes": ["linear"],
                 "linear": "model-linear",
-                "preprocess": {"image_size": size, "crop": "center"},
+                "preprocess": preprocess,
             },
             "bench": bench,
         },
