@@ -33,7 +33,7 @@ Problem = tuple[str, UserError]
 def check(experiment: config.Experiment, data_root: Path | None, cache: Path) -> list[Problem]:
     """Every problem with where it is: data, models, methods, schedules, backends. Runs nothing."""
     try:
-        experiment = lineage.with_origins(experiment)
+        experiment = _followed(experiment)
     except UserError as error:
         return [("arms", error)]
     found = [problem for arm in experiment.arms for problem in _arm(arm, data_root, cache)]
@@ -47,7 +47,7 @@ def methods(experiment: config.Experiment, data_root: Path | None, cache: Path) 
     """
     found: list[Problem] = []
     try:
-        experiment = lineage.with_origins(experiment)
+        experiment = _followed(experiment)
     except UserError as error:
         return [("arms", error)]
     for arm in experiment.arms:
@@ -72,6 +72,20 @@ def describe(experiment: config.Experiment) -> Iterator[str]:
             except UserError:
                 continue
             yield f"{arm.name}: model {spec.name} is {loaded.title}"
+
+
+def _followed(experiment: config.Experiment) -> config.Experiment:
+    """Checkpoints of earlier arms as the models that they began as, whose shapes they have.
+
+    An arm that begins with one may learn from it: its classifier was trained on the task before.
+    """
+    arms = [
+        arm.model_copy(update={"recipe": arm.recipe.model_copy(update={"distillation": None})})
+        if any(lineage.is_made_here(model) for model in arm.upstream.models)
+        else arm
+        for arm in experiment.arms
+    ]
+    return lineage.with_origins(experiment.model_copy(update={"arms": tuple(arms)}))
 
 
 def _arm(arm: config.Arm, data_root: Path | None, cache: Path) -> Iterator[Problem]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sparse_transfer import config, experiment_file, lineage, plan
+from sparse_transfer import config, experiment_file, lineage, plan, preflight
 from sparse_transfer.errors import UserError
 
 NET = {"name": "resnet20_cifar", "label": "net", "weights": "random"}
@@ -122,6 +123,20 @@ def test_a_dense_row_does_not_begin_with_a_pruned_model():
 def test_seeds_that_were_not_made_are_said():
     with pytest.raises(UserError, match=r"of seed 2(?s:.*)same seeds"):
         made(study(seeds=[2]))
+
+
+def test_what_was_trained_before_may_be_the_teacher(tmp_path: Path):
+    """The classifier of an earlier arm's checkpoint knows the task; random weights do not."""
+    of = study()
+    taught = config.Recipe(steps=4, distillation=config.Distillation())
+    arms = [arm.model_copy(update={"recipe": taught}) for arm in of.arms]
+    second_alone = of.model_copy(update={"arms": (of.arms[0], arms[1])})
+    assert not [p for p in preflight.check(second_alone, None, tmp_path) if "teacher" in str(p[1])]
+    both = of.model_copy(update={"arms": tuple(arms)})
+    found = [
+        where for where, error in preflight.check(both, None, tmp_path) if "teacher" in str(error)
+    ]
+    assert found and all(where.startswith("first") for where in found)
 
 
 def test_weights_of_its_own_are_refused():

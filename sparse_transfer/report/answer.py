@@ -134,7 +134,7 @@ def _row(
         row |= {"error_low": limits.low, "error_high": limits.high}
     for name in ("bytes", "packed", "mac_ratio"):
         row[name] = float(own[name].mean()) if name in own else float("nan")
-    value = own["validation_value"].mean() if "validation_value" in own else float("nan")
+    value = own["validation_top1"].mean() if "validation_top1" in own else float("nan")
     row["validation_error"] = 1 - float(value)
     time = timed[
         (timed["arm"] == one["arm"])

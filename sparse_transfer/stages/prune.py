@@ -150,7 +150,7 @@ def _scores(
         part = transform.images(task.validation, context.cache)
         held_out = _score(model, part, task, out, "validation", "validation", spec, context)
         facts["validation_metrics"] = held_out["metrics"]
-        facts["rows"][0]["validation_value"] = held_out["metrics"][held_out["metric"]]["value"]
+        facts["rows"][0]["validation_top1"] = held_out["metrics"]["top1"]["value"]
     facts["skipped"] = {task.card.name: dict(task.skipped)}
     return facts
 

@@ -58,7 +58,7 @@ def report(*, without: str = "", stored: bool = True, **changes: Any) -> write.R
                 "mode": "upstream", "metric": "top1", "value": value, "top1": value, "n_test": N,
                 "image_size": 32, "profile": "", "recipe": "r", "stage": "prune", "run": "x",
                 "measured_sparsity": sparsity, "mac_ratio": 1 - sparsity, "bytes": 4e6,
-                "packed": 4e6 * (1 - sparsity) or 4e6, "validation_value": 1 - validation,
+                "packed": 4e6 * (1 - sparsity) or 4e6, "validation_top1": 1 - validation,
                 "predictions": f"{arm}/{method}",
             }
         )  # fmt: skip
