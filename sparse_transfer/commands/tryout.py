@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     epilog=examples(
         "sparse-transfer try resnet20_cifar shapes --weights random --sparsity 0.8 --plan",
         "sparse-transfer try mobilenetv2_100 photos/ --sparsity 0.9 --budget 30m",
-        "sparse-transfer try resnet50 photos/ --smaller resnet18 --variant quick --yes",
     ),
 )
 def try_(

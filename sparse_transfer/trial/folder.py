@@ -77,7 +77,10 @@ def look(given: str, write_to: Path) -> Found:
     listing = plugins.load("source", kind)(spec, draft, Place(None)).listing()
     split, validation, more = _split(listing, folder)
     _check_counts(listing, split, folder)
-    digest = _digest(listing)
+    digest, copies = _digest(listing)
+    if copies:
+        words = "image is a copy" if copies == 1 else "images are copies"
+        more.append(f"{copies} {words} of another: one may be learnt from and the other tested on.")
     card = {"name": f"folder-{digest[:8]}", kind: str(folder), "split": split}
     file = write_to / f"{card['name']}.yaml"
     with replacing(file) as temporary:
@@ -217,15 +220,17 @@ def _check_counts(listing: Listing, split: dict[str, Any], folder: Path) -> None
             )
 
 
-def _digest(listing: Listing) -> str:
-    """Of the classes and the images' content, in hex; not of where they lie."""
-    state = hashlib.sha256()
+def _digest(listing: Listing) -> tuple[str, int]:
+    """Of the classes and the images' content, in hex, not of where they lie; and how many images
+    have the content of an earlier one."""
+    state, seen = hashlib.sha256(), Counter()
     for name, part in sorted(listing.parts.items()):
         digests = content_digests(Pool(((part, np.arange(len(part.labels))),)))
+        seen.update(digests)
         lines = zip(part.labels, part.ids, digests, strict=True)
         told = sorted(f"{listing.classes[label]} {where} {d.hex()}" for label, where, d in lines)
         state.update("\n".join([f"part {name}", *told, ""]).encode())
-    return state.hexdigest()
+    return state.hexdigest(), seen.total() - len(seen)
 
 
 def _folders(folder: Path) -> list[Path]:

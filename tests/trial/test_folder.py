@@ -42,6 +42,14 @@ def test_the_task_is_named_by_content_not_by_place(tmp_path: Path):
     assert look(str(moved), tmp_path / "try").task != first
 
 
+def test_copies_are_said(tmp_path: Path):
+    root = folder(tmp_path / "a", {"cat": 6, "dog": 6})
+    shutil.copy(root / "cat/0.png", root / "cat/again.png")
+    shutil.copy(root / "cat/0.png", root / "dog/wrong.png")
+    (note,) = look(str(root), tmp_path / "try").notes
+    assert note.startswith("2 images are copies of another")
+
+
 def test_parts_of_its_own_are_used(tmp_path: Path):
     layout = {"train/cat": 4, "train/dog": 4, "test/cat": 2, "test/dog": 2}
     found = look(str(folder(tmp_path / "a", layout)), tmp_path / "try")
