@@ -14,6 +14,7 @@ _BACKWARD = 3.0  # a training step costs about three forward passes
 _CALIBRATION_BATCH = 32
 _CALIBRATION_SECONDS = 1.0
 _PROBES_SECONDS = 2.0  # heads of a linear run, whatever the model
+_PREPARE_SECONDS = 4.0  # exporting and checking one model for a backend that compiles it
 
 
 def estimate(
@@ -41,7 +42,9 @@ def estimate(
         speed = speeds[key]
         if isinstance(spec, plan.BenchSpec):
             calls = 2 * (spec.bench.repeats + 4) * len(spec.bench.backends)
-            seconds[run.id] = calls * spec.bench.batch_size * speed.seconds
+            prepared = 2 * sum(name != "dense" for name in spec.bench.backends)
+            timed = calls * spec.bench.batch_size * speed.seconds
+            seconds[run.id] = timed + prepared * _PREPARE_SECONDS
             size[run.id] = 4_000
             continue
         if spec.task is not None and spec.task not in sizes:

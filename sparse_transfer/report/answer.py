@@ -25,6 +25,7 @@ COLUMNS = (
     Column("points", "against the reference, points", "change", "paired over test images"),
     Column("validation_error", "validation error, %", "percent", "what a row is recommended by"),
     Column("per_image", "ms per image", "milliseconds", "median"),
+    Column("dense_per_image", "dense beside it, ms", "milliseconds", "in the same rounds"),
     Column("bytes", "MB", "megabytes", "all values stored"),
     Column("packed", "MB compressed", "megabytes", "a bit per pruned weight, the rest stored"),
     Column("mac_ratio", "MACs, share of dense", "percent", "zeros skipped"),

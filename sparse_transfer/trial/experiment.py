@@ -29,8 +29,9 @@ DENSE, CONTINUED, ONE_SHOT_TUNED = "dense", "dense continued", "one-shot, then f
 METHODS = ("gmp", "fggp")
 TEXT = (
     "All rows learn from the same images, and those that are fine-tuned by one recipe: the "
-    "reference, the pruned rows and a smaller model twice, `dense` once. Errors are counted on the "
-    "test images, which nothing was chosen by."
+    "reference, the pruned rows and a smaller model twice, dense once. Errors are counted on the "
+    "test images, which nothing was chosen by. Below, dense of the second fine-tune is the dense "
+    "model continued."
 )
 RECALIBRATION_IMAGES = 1000
 BENCH = {"batch_size": 1, "repeats": 20}
