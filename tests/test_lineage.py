@@ -9,6 +9,7 @@ import pytest
 
 from sparse_transfer import config, experiment_file, lineage, plan, preflight
 from sparse_transfer.errors import UserError
+from sparse_transfer.model_source import resolve
 
 NET = {"name": "resnet20_cifar", "label": "net", "weights": "random"}
 UPSTREAM = {"task": {"name": "shapes"}, "preprocess": {"image_size": 32}}
@@ -123,6 +124,11 @@ def test_a_dense_row_does_not_begin_with_a_pruned_model():
 def test_seeds_that_were_not_made_are_said():
     with pytest.raises(UserError, match=r"of seed 2(?s:.*)same seeds"):
         made(study(seeds=[2]))
+
+
+def test_outside_an_experiment_the_name_means_nothing():
+    with pytest.raises(UserError, match="earlier arm of the same experiment"):
+        resolve(config.ModelSpec(name="checkpoint:first/dense"))
 
 
 def test_what_was_trained_before_may_be_the_teacher(tmp_path: Path):
