@@ -6,7 +6,13 @@ import os
 import sys
 
 # Imported for their verbs.
-from sparse_transfer.commands import catalogue, checkpoints, experiments, imports  # noqa: F401
+from sparse_transfer.commands import (  # noqa: F401
+    catalogue,
+    checkpoints,
+    experiments,
+    imports,
+    tryout,
+)
 from sparse_transfer.commands.app import (
     EXIT_BAD_INPUT,
     EXIT_FAILED_RUN,

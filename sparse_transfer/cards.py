@@ -88,6 +88,11 @@ class SplitRule(Frozen):
     - `alternate`: of one pool, even rows are the training part and odd rows the test part.
     - `stratified`: of one pool, a frozen stratified share is the test part.
       `split: {stratified: {test: 0.2}}`.
+
+    Where the source has a validation part of its own, `validation: NAME` beside `train` and `test`
+    takes it, and no share of the training part. With `by: content` frozen choices rank examples by
+    a hash of the file's bytes instead of the task's name and the example's id: they stay as they
+    are when files are renamed or moved, and new images do not move old ones.
     """
 
     rule: Literal["official", "merge", "first_per_class", "alternate", "stratified"] = "official"
@@ -95,6 +100,8 @@ class SplitRule(Frozen):
     test: str = "test"
     per_class: int | None = Field(None, ge=1)
     test_share: Fraction | None = None
+    validation: str | None = None
+    by: Literal["id", "content"] = "id"
 
     @model_validator(mode="before")
     @classmethod
@@ -119,7 +126,15 @@ class SplitRule(Frozen):
             raise ValueError("write `split: {first_per_class: NUMBER}`")
         if (self.rule == "stratified") != bool(self.test_share):
             raise ValueError("write `split: {stratified: {test: SHARE}}` with a share above 0")
+        if self.validation is not None and self.rule != "official":
+            raise ValueError("`validation: NAME` stands beside `train: NAME` and `test: NAME`")
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """The rule as it is hashed; what came later is left out at its default."""
+        told = self.model_dump(mode="json")
+        later = {name: told.pop(name) for name in ("validation", "by")}
+        return told | {k: v for k, v in later.items() if v != type(self).model_fields[k].default}
 
 
 class Sizes(Frozen):

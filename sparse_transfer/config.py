@@ -8,6 +8,7 @@ never changes without raising the version of what it belongs to.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
@@ -27,9 +28,10 @@ class Frozen(BaseModel):
 class ModelSpec(Frozen):
     """An upstream model: a timm architecture and where its weights come from.
 
-    `name` is a timm name with or without tag (`resnet50.a1_in1k`), `hf-hub:org/name`, or
-    `local-dir:PATH`. `weights` is `pretrained` (the tag's own), `random` (initialised from the
-    upstream seed) or the path of a `.safetensors` / `.pth` state dict.
+    `name` is a timm name with or without tag (`resnet50.a1_in1k`), `hf-hub:org/name`,
+    `local-dir:PATH`, or `checkpoint:ARM/METHOD` for what an earlier arm makes. `weights` is
+    `pretrained` (the tag's own), `random` (initialised from the upstream seed) or the path of a
+    `.safetensors` / `.pth` state dict.
     """
 
     name: str
@@ -74,6 +76,11 @@ class TaskRef(Frozen):
     name: str
     train_images: int | None = Field(default=None, ge=1)
     validation: Fraction = 0.0
+
+    @property
+    def title(self) -> str:
+        """The name shown in lists: of a card's file without its folder."""
+        return PurePath(self.name).stem if self.name.endswith((".yaml", ".yml")) else self.name
 
 
 class Optimizer(Frozen):
@@ -338,11 +345,46 @@ class Arm(Frozen):
         return self
 
 
+class AnswerRow(Frozen):
+    """One row of an answer: what a method of an arm reached in one mode, under a reader's name."""
+
+    title: str
+    arm: str
+    method: str
+    mode: Literal["upstream", "linear-sgd", "linear-lbfgs", "full"] = "upstream"
+
+
+class Answer(Frozen):
+    """One table over all arms with a sentence for each row, for experiments on a single task.
+
+    Every row is compared with `reference`, the title of one of them, image by image. `candidates`
+    are the titles among which the validation part chooses one to recommend. `headline` says what
+    kind of experiment it is, `text` what the rows share, `left_out` which are not there, and why.
+    """
+
+    headline: str
+    text: str = ""
+    reference: str
+    rows: tuple[AnswerRow, ...] = Field(min_length=1)
+    candidates: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _titles_are_rows(self) -> Answer:
+        titles = [row.title for row in self.rows]
+        _refuse_equal("rows", titles, "give each its own `title`")
+        for title in (self.reference, *self.candidates):
+            if title not in titles:
+                raise ValueError(f"{title!r} is not the title of a row")
+        return self
+
+
 class Experiment(Frozen):
     """A named list of arms; `notes` are printed at the top of the report.
 
-    `contrasts` are pairs of method labels declared in advance; the report compares all pairs and
-    calls the others descriptive. `demo: true` withholds intervals and verdicts from the report.
+    `answer` gathers rows of several arms into one table with sentences. `contrasts` are pairs of
+    method labels declared in advance; the report compares all pairs and calls the others
+    descriptive. `demo: true` withholds intervals and verdicts from the report.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
@@ -350,6 +392,7 @@ class Experiment(Frozen):
     notes: str = ""
     contrasts: tuple[tuple[str, str], ...] = ()
     demo: bool = False
+    answer: Answer | None = None
     arms: tuple[Arm, ...] = Field(min_length=1)
 
     @model_validator(mode="after")

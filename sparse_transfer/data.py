@@ -30,7 +30,7 @@ from sparse_transfer.errors import UserError
 from sparse_transfer.examples import AbstractSource, Part, Place, Presence, SourceUnavailable
 from sparse_transfer.file_lists import ListedSource
 from sparse_transfer.images import Images, Stats, batch, statistics
-from sparse_transfer.partition import Pool, check, divide, reduce
+from sparse_transfer.partition import Pool, check, divide, own_validation, reduce
 from sparse_transfer.store import canonical_json, digest, read_json, write_json
 
 __all__ = [
@@ -262,7 +262,7 @@ def _open(task: TaskCard, ref: TaskRef, title: str, source: AbstractSource) -> T
         test = test.where(label_lists.usable(test.ids.tolist(), lists))
     _check_sizes(task, title, len(train), len(test))
     check(task, listing.classes, train, test)
-    train, validation = reduce(task, ref, train)
+    train, validation = reduce(task, ref, train, own_validation(task, listing.parts, title))
     return _task(task, title, source, listing.classes, train, validation, test)
 
 
@@ -293,7 +293,7 @@ def _task(
     header: dict[str, Any] = {
         "task": task.name,
         "version": task.version,
-        "rule": task.split.model_dump(mode="json"),
+        "rule": task.split.identity(),
     }
     lists = None
     if task.label_lists is not None:

@@ -22,7 +22,7 @@ class DamagedImage(Exception):  # noqa: N818 - counted and reported, see images.
     """An image that cannot be used; its message is the reason, in a few words."""
 
 
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, TypeError)
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, TypeError)
 
 
 def decode(fetch: Callable[[], Any]) -> Image.Image:
@@ -45,7 +45,7 @@ def decode(fetch: Callable[[], Any]) -> Image.Image:
         raise DamagedImage("too large to be decoded safely") from error
     except FileNotFoundError as error:
         raise DamagedImage("file not found") from error
-    except _BROKEN as error:
+    except BROKEN as error:
         raise DamagedImage("truncated or damaged") from error
 
 

@@ -14,31 +14,37 @@ _BACKWARD = 3.0  # a training step costs about three forward passes
 _CALIBRATION_BATCH = 32
 _CALIBRATION_SECONDS = 1.0
 _PROBES_SECONDS = 2.0  # heads of a linear run, whatever the model
+_PREPARE_SECONDS = 4.0  # exporting and checking one model for a backend that compiles it
 
 
 def estimate(
-    made: plan.Plan, data_root: Path | None, cache: Path
+    made: plan.Plan,
+    data_root: Path | None,
+    cache: Path,
+    speeds: dict[str, _Speed] | None = None,
 ) -> tuple[dict[str, float], dict[str, int]]:
     """Seconds and bytes by run id. Forecasts, good to a factor of about two.
 
     Every model is timed for about a second in a forward pass on this machine; a training step is
-    taken for three of them. Decoding images and starting up are not in it.
+    taken for three of them. Decoding images and starting up are not in it. What was measured is
+    kept in `speeds`, for the forecast of another plan of the same models.
     """
     seconds: dict[str, float] = {}
     size: dict[str, int] = {}
-    speeds: dict[str, _Speed] = {}
+    speeds = {} if speeds is None else speeds
     sizes: dict[config.TaskRef, tuple[int, int, int]] = {}
     for run in made.runs:
-        spec, root = run.spec, run.parents.get("checkpoint", run)
-        assert isinstance(root.spec, plan.PruneSpec)
+        spec, model = run.spec, plan.origin(run)
         pixels = spec.image_size if isinstance(spec, plan.BenchSpec) else spec.preprocess.image_size
-        key = f"{root.spec.model!r} {pixels}"
+        key = f"{model!r} {pixels}"
         if key not in speeds:
-            speeds[key] = _Speed(root.spec.model, pixels)
+            speeds[key] = _Speed(model, pixels)
         speed = speeds[key]
         if isinstance(spec, plan.BenchSpec):
             calls = 2 * (spec.bench.repeats + 4) * len(spec.bench.backends)
-            seconds[run.id] = calls * spec.bench.batch_size * speed.seconds
+            prepared = 2 * sum(name != "dense" for name in spec.bench.backends)
+            timed = calls * spec.bench.batch_size * speed.seconds
+            seconds[run.id] = timed + prepared * _PREPARE_SECONDS
             size[run.id] = 4_000
             continue
         if spec.task is not None and spec.task not in sizes:

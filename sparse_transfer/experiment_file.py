@@ -22,7 +22,7 @@ from sparse_transfer import config
 from sparse_transfer.errors import UserError, unknown_name
 from sparse_transfer.mistakes import Location, explain
 
-_PER_EXPERIMENT = ("name", "title", "notes", "contrasts", "demo", "arms")
+_PER_EXPERIMENT = ("name", "title", "notes", "contrasts", "demo", "answer", "arms")
 _LISTS = {"experiment": "configs", "recipe": "recipes"}
 _RECIPE_FIELDS = (("recipe",), ("transfer", "linear"), ("transfer", "full"))
 

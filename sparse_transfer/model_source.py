@@ -65,6 +65,12 @@ def resolve(spec: ModelSpec) -> Source:
             raise unknown_name("pretrained_cfg entry", key, CONFIGURABLE)
     if spec.name.startswith(weights.LOCAL_DIR):
         source = _in_folder(weights.existing_folder(spec.name.removeprefix(weights.LOCAL_DIR)))
+    elif spec.name.startswith("checkpoint:"):
+        raise UserError(
+            f"The model {spec.name} is not there.",
+            "`checkpoint:` names what an earlier arm of the same experiment makes.",
+            f"Name a finished one by its folder: {weights.LOCAL_DIR}PATH.",
+        )
     elif spec.name.startswith((weights.HUB, "hf_hub:")):
         source = _on_hub(spec.name)
     else:

@@ -5,8 +5,12 @@ Which rows each rule takes is in `splits.py`; here they are applied, checked and
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -73,14 +77,37 @@ def check(task: TaskCard, classes: tuple[str, ...], train: Pool, test: Pool) -> 
             raise UserError(f"Task `{task.name}` has no {name} images.")
 
 
-def reduce(task: TaskCard, ref: TaskRef, train: Pool) -> tuple[Pool, Pool]:
+def own_validation(task: TaskCard, parts: Mapping[str, Part], title: str) -> Pool | None:
+    """The source's validation part, where the card's rule names one.
+
+    Raises:
+        UserError: the source has no such part.
+    """
+    name = task.split.validation
+    if name is None:
+        return None
+    if name not in parts:
+        raise UserError(
+            f"Task `{task.name}` lacks its part {name}.",
+            f"{title} has the parts: {', '.join(parts)}.",
+            "Leave `validation` out of the card's `split`, or correct the name.",
+        )
+    return Pool((_whole(parts[name]),))
+
+
+def reduce(task: TaskCard, ref: TaskRef, train: Pool, own: Pool | None = None) -> tuple[Pool, Pool]:
     """The frozen subset of `train_images`, and the frozen validation share of it.
+
+    Args:
+        own: the source's validation part, which is then the validation part as it is.
 
     Raises:
         UserError: there are not as many images as asked for, or a class would lose its last one.
     """
     if ref.train_images is not None and ref.train_images != len(train):
         train = _subset(task, ref.train_images, train)
+    if own is not None:
+        return train, own
     if not ref.validation:
         return train, Pool()
     total = round(len(train) * ref.validation)
@@ -89,9 +116,7 @@ def reduce(task: TaskCard, ref: TaskRef, train: Pool) -> tuple[Pool, Pool]:
             f"Task `{task.name}`: a validation share of {ref.validation} was asked for.",
             f"Of {len(train)} training images that is none.",
         )
-    chosen = splits.stratified(
-        task.name, "validation", train.ids.tolist(), train.labels, total, leave=1
-    )
+    chosen = _choose(task, "validation", train, total)
     held_out = np.isin(np.arange(len(train)), chosen)
     return train.where(~held_out), train.where(held_out)
 
@@ -127,11 +152,41 @@ def _cut(task: TaskCard, parts: Mapping[str, Part], title: str) -> tuple[Pool, P
         in_train = splits.first_per_class(pool.labels, rule.per_class or 0)
     else:
         total = round(len(pool) * (rule.test_share or 0))
-        chosen = splits.stratified(
-            task.name, "test", pool.ids.tolist(), pool.labels, total, leave=1
-        )
+        chosen = _choose(task, "test", pool, total)
         in_train = ~np.isin(np.arange(len(pool)), chosen)
     return pool.where(in_train), pool.where(~in_train)
+
+
+def _choose(task: TaskCard, purpose: str, pool: Pool, total: int) -> np.ndarray:
+    """Rows that go to another part; by content, every class gives one at least."""
+    ids = pool.ids.tolist()
+    if task.split.by == "id":
+        return splits.stratified(task.name, purpose, ids, pool.labels, total, leave=1)
+    order = splits.content_order(purpose, content_digests(pool))
+    return splits.stratified(
+        task.name, purpose, ids, pool.labels, total, at_least=1, leave=1, order=order
+    )
+
+
+def content_digests(pool: Pool) -> list[bytes]:
+    """SHA-256 of what each example is stored as; of the pixels, where it is stored as an image."""
+    return [_content(part.fetch(int(row))) for part, rows in pool.pieces for row in rows]
+
+
+def _content(raw: Any) -> bytes:
+    if isinstance(raw, Path):
+        state = raw.stat()
+        return _file_content(raw, state.st_size, state.st_mtime_ns)
+    if isinstance(raw, bytes) or raw is None:
+        return hashlib.sha256(raw or b"").digest()
+    return hashlib.sha256(f"{raw.mode} {raw.size} ".encode() + raw.tobytes()).digest()
+
+
+@functools.lru_cache(maxsize=1 << 20)
+def _file_content(path: Path, size: int, modified: int) -> bytes:
+    """Kept while the file's state is the same: a task is opened once for every run."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _subset(task: TaskCard, size: int, train: Pool) -> Pool:
@@ -142,8 +197,11 @@ def _subset(task: TaskCard, size: int, train: Pool) -> Pool:
             f"It has {len(train):,} of {present} classes, and each class needs one.",
             "Leave `train_images` out to use them all." if size > len(train) else "",
         )
+    order = None
+    if task.split.by == "content":
+        order = splits.content_order("train_images", content_digests(train))
     chosen = splits.stratified(
-        task.name, "train_images", train.ids.tolist(), train.labels, size, at_least=1
+        task.name, "train_images", train.ids.tolist(), train.labels, size, at_least=1, order=order
     )
     return train.where(np.isin(np.arange(len(train)), chosen))
 

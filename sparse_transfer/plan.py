@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from sparse_transfer import cards, config, devices, plugins, store
+from sparse_transfer import cards, config, devices, lineage, plugins, store
 from sparse_transfer.errors import UserError, nearest
 from sparse_transfer.weights import content_hash
 
@@ -125,9 +125,9 @@ class Run:
     def title(self) -> str:
         """What people read in a list of runs."""
         if isinstance(self.spec, LinearSpec | EvaluateSpec):
-            return f"{self.subject} → {self.spec.task.name}"
+            return f"{self.subject} → {self.spec.task.title}"
         if isinstance(self.spec, FullSpec):
-            return f"{self.subject} → {self.spec.task.name} t{self.spec.seed}"
+            return f"{self.subject} → {self.spec.task.title} t{self.spec.seed}"
         return str(self.subject)
 
 
@@ -178,13 +178,18 @@ def make(experiment: config.Experiment, split_hash: Callable[[config.TaskRef], s
                 unavailable.append(Unavailable(arm.name, f"task {ref.name}", error))
         ready = arm.upstream.task is None or arm.upstream.task in hashes
         overriding = [method.model for method in arm.prune.methods if method.model]
+        earlier = experiment.arms[: len(arms)]
         for model in (*arm.upstream.models, *overriding):
             try:
-                _model(model)
+                if not lineage.is_made_here(model):
+                    _model(model)
+                elif not arms[lineage.maker(model, earlier)[0].name]:
+                    ready = False  # why is said where it is made
             except UserError as error:
                 unavailable.append(Unavailable(arm.name, f"model {model.title}", error))
                 ready = False
-        arms[arm.name] = tuple(_arm_runs(arm, hashes)) if ready else ()
+        made = _Made(experiment.arms, arms)
+        arms[arm.name] = tuple(_arm_runs(arm, hashes, made)) if ready else ()
     return Plan(experiment, arms, tuple(unavailable))
 
 
@@ -245,13 +250,13 @@ def check_targets(arm: config.Arm) -> None:
         )
 
 
-def _arm_runs(arm: config.Arm, hashes: dict[config.TaskRef, str]) -> Iterator[Run]:
+def _arm_runs(arm: config.Arm, hashes: dict[config.TaskRef, str], made: _Made) -> Iterator[Run]:
     check_targets(arm)
     plain_dense = [m for m in arm.prune.methods if m.name == "dense" and m.model is None]
     has_dense = arm.prune.dense or plain_dense
     for model in arm.upstream.models:
         dense = {
-            seed: _prune(arm, model, _DENSE, 0.0, seed, hashes)
+            seed: _prune(arm, model, _DENSE, 0.0, seed, hashes, made)
             for seed in (arm.prune.seeds if has_dense else ())
         }
         checkpoints = list(dense.values())
@@ -260,7 +265,7 @@ def _arm_runs(arm: config.Arm, hashes: dict[config.TaskRef, str]) -> Iterator[Ru
                 continue
             sparsities = arm.prune.sparsities if _has_target(method) else (0.0,)
             checkpoints += [
-                _prune(arm, model, method, sparsity, seed, hashes)
+                _prune(arm, model, method, sparsity, seed, hashes, made)
                 for sparsity in sparsities
                 for seed in arm.prune.seeds
             ]
@@ -287,13 +292,15 @@ def _prune(
     sparsity: float,
     seed: int,
     hashes: dict[config.TaskRef, str],
+    made: _Made,
 ) -> Run:
     built = method.model or model
+    start = made.start(built, sparsity, seed) if lineage.is_made_here(built) else None
     # A dense model was not pruned: its batch-norm statistics are its own and stay.
     recalibrate = None if method.name == "dense" else arm.prune.recalibrate_bn
     identity = {
         **_base("prune"),
-        "model": _model(built),
+        "model": {"checkpoint": start.id} if start else _model(built),
         "task": _task(arm.upstream.task, hashes) if arm.upstream.task else None,
         "preprocess": _plain(arm.upstream.preprocess),
         "recipe": _plain(arm.recipe, {"name"}) | {"version": arm.recipe.version},
@@ -316,7 +323,52 @@ def _prune(
         seed,
         recalibrate,
     )
-    return Run("prune", Subject(model.title, method.title, sparsity, seed), spec, identity)
+    subject = Subject(model.title, method.title, sparsity, seed)
+    return Run("prune", subject, spec, identity, {"model": start} if start else {})
+
+
+@dataclass(frozen=True)
+class _Made:
+    """The checkpoints of earlier arms, for models that are called `checkpoint:ARM/METHOD`."""
+
+    arms: tuple[config.Arm, ...]
+    runs: dict[str, tuple[Run, ...]]
+
+    def start(self, spec: config.ModelSpec, sparsity: float, seed: int) -> Run:
+        """The run whose checkpoint a row begins with.
+
+        Raises:
+            UserError: no run or several fit.
+        """
+        arm, title = lineage.maker(spec, self.arms[: len(self.runs)])
+        found = [
+            run
+            for run in self.runs[arm.name]
+            if run.stage == "prune"
+            and run.subject.method == title
+            and run.subject.seed == seed
+            and run.subject.sparsity in (0.0, sparsity)
+        ]
+        if len(found) > 1:
+            found = [run for run in found if run.subject.model == spec.title]
+        if len(found) != 1:
+            at = f" at sparsity {sparsity:g}" if sparsity else ""
+            made = ", ".join(str(r.subject) for r in self.runs[arm.name] if r.stage == "prune")
+            raise UserError(
+                f"{spec.name} names {len(found) or 'no'} checkpoint{'s' * (len(found) > 1)} of "
+                f"seed {seed}{at}.",
+                f"Arm {arm.name} makes: {made}.",
+                "Give both arms the same seeds and sparsities, and models the same `label`.",
+            )
+        return found[0]
+
+
+def origin(run: Run) -> config.ModelSpec:
+    """The model whose weights a checkpoint goes back to; see `lineage`."""
+    while "checkpoint" in run.parents or "model" in run.parents:
+        run = run.parents.get("checkpoint") or run.parents["model"]
+    assert isinstance(run.spec, PruneSpec)
+    return run.spec.model
 
 
 def _evaluate_runs(

@@ -8,7 +8,17 @@ from typing import Any
 
 from torch import nn
 
-from sparse_transfer import checkpoint, config, data, loop, models, plan, plugins, weights
+from sparse_transfer import (
+    checkpoint,
+    config,
+    data,
+    lineage,
+    loop,
+    models,
+    plan,
+    plugins,
+    weights,
+)
 from sparse_transfer.errors import UserError
 from sparse_transfer.pruning.driver import averages, events_of
 from sparse_transfer.pruning.layers import prunable
@@ -23,6 +33,10 @@ Problem = tuple[str, UserError]
 
 def check(experiment: config.Experiment, data_root: Path | None, cache: Path) -> list[Problem]:
     """Every problem with where it is: data, models, methods, schedules, backends. Runs nothing."""
+    try:
+        experiment = _followed(experiment)
+    except UserError as error:
+        return [("arms", error)]
     arms = {arm.name: list(_arm(arm, data_root, cache)) for arm in experiment.arms}
     return _merged(arms)
 
@@ -49,6 +63,10 @@ def methods(experiment: config.Experiment, data_root: Path | None, cache: Path) 
     What is not here is left out of a run and reported; these are errors of the experiment.
     """
     found: list[Problem] = []
+    try:
+        experiment = _followed(experiment)
+    except UserError as error:
+        return [("arms", error)]
     for arm in experiment.arms:
         upstream = None
         if arm.upstream.task is not None:
@@ -63,7 +81,7 @@ def methods(experiment: config.Experiment, data_root: Path | None, cache: Path) 
 
 def describe(experiment: config.Experiment) -> Iterator[str]:
     """What the names of an experiment stand for here: the resolved models, where each task is."""
-    for arm in experiment.arms:
+    for arm in lineage.with_origins(experiment).arms:
         for spec in arm.upstream.models:
             try:
                 size = arm.upstream.preprocess.image_size
@@ -71,6 +89,20 @@ def describe(experiment: config.Experiment) -> Iterator[str]:
             except UserError:
                 continue
             yield f"{arm.name}: model {spec.name} is {loaded.title}"
+
+
+def _followed(experiment: config.Experiment) -> config.Experiment:
+    """Checkpoints of earlier arms as the models that they began as, whose shapes they have.
+
+    An arm that begins with one may learn from it: its classifier was trained on the task before.
+    """
+    arms = [
+        arm.model_copy(update={"recipe": arm.recipe.model_copy(update={"distillation": None})})
+        if any(lineage.is_made_here(model) for model in arm.upstream.models)
+        else arm
+        for arm in experiment.arms
+    ]
+    return lineage.with_origins(experiment.model_copy(update={"arms": tuple(arms)}))
 
 
 def _arm(arm: config.Arm, data_root: Path | None, cache: Path) -> Iterator[Problem]:

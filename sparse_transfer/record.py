@@ -20,7 +20,7 @@ from sparse_transfer.store import Store, read_json, write_json
 if TYPE_CHECKING:
     import pandas as pd
 
-    from sparse_transfer.config import Arm
+    from sparse_transfer.config import Answer, Arm
     from sparse_transfer.plan import Plan, Run
 
 
@@ -61,6 +61,7 @@ def save(plan: Plan, store: Store) -> None:
             "notes": plan.experiment.notes,
             "contrasts": plan.experiment.contrasts,
             "demo": plan.experiment.demo,
+            "answer": _plain_answer(plan.experiment.answer),
             "arms": arms,
             "unavailable": [
                 {"arm": item.arm, "what": item.what, "error": str(item.error)}
@@ -182,6 +183,7 @@ def collect(store: Store, name: str | None) -> Results:
             for name, arm in record["arms"].items()
         },
         "contrasts": [tuple(pair) for pair in record["contrasts"]],
+        "answer": record.get("answer"),
         "layers": layers,
         "skipped": skipped,
         "failures": failures,
@@ -199,6 +201,10 @@ def collect(store: Store, name: str | None) -> Results:
 def stored_predictions(store: Store) -> Callable[[Any], Predictions]:
     """What loads the predictions of a row of the results frame."""
     return lambda row: Predictions.load(store.root / row["predictions"])
+
+
+def _plain_answer(answer: Answer | None) -> dict[str, Any] | None:
+    return answer.model_dump(mode="json") if answer else None
 
 
 def _method(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -260,13 +266,13 @@ def _upstream_held_fixed(arm: Arm) -> list[str]:
         lines = [
             f"Upstream: recipe {recipe.name}, shared by all rows ({length}, batch "
             f"{recipe.batch_size}, {recipe.optimizer.name} {recipe.optimizer.lr:g}, "
-            f"{recipe.schedule.name}, {recipe.precision}), on {task.name} at {pixels} px; last "
+            f"{recipe.schedule.name}, {recipe.precision}), on {task.title} at {pixels} px; last "
             "epoch, nothing selected on test.",
             f"Upstream seeds: {', '.join(map(str, prune.seeds))}; the same seed gives the same "
             "initial weights and data order.",
         ]
     else:
-        lines = [f"Upstream: no training (recipe {recipe.name}); {task.name} at {pixels} px."]
+        lines = [f"Upstream: no training (recipe {recipe.name}); {task.title} at {pixels} px."]
     meaning = (
         "the share of the dense model's MACs that went with whole channels"
         if any(plugins.load("pruner", m.name).removes_channels for m in prune.methods)
@@ -329,7 +335,7 @@ def _add_mac_ratio(
 
 def _task(run: Run) -> dict[str, Any]:
     task = getattr(run.spec, "task", None)
-    return {"task": task.name} if task else {}
+    return {"task": task.title} if task else {}
 
 
 def _path(store: Store, name: str) -> Path:

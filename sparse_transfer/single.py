@@ -34,7 +34,7 @@ def prune_experiment(
     Raises:
         UserError: a sparsity for a method that has no target, among others.
     """
-    own_options = _pairs(options, "--option")
+    own_options = pairs(options, "--option")
     plugin = plugins.load("pruner", method)
     if plugin.has_target and sparsity is None:
         spec = config.MethodSpec(name=method, options=own_options)
@@ -63,8 +63,8 @@ def prune_experiment(
                 {
                     "name": model,
                     "weights": weights,
-                    "kwargs": _pairs(kwargs, "--kwarg"),
-                    "pretrained_cfg": _pairs(pretrained_cfg, "--cfg"),
+                    "kwargs": pairs(kwargs, "--kwarg"),
+                    "pretrained_cfg": pairs(pretrained_cfg, "--cfg"),
                 }
             ],
             "task": {"name": task},
@@ -244,7 +244,12 @@ def checkpoint_facts(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def _pairs(assignments: Sequence[str], flag: str) -> dict[str, Any]:
+def pairs(assignments: Sequence[str], flag: str) -> dict[str, Any]:
+    """What `name=value` options of a flag say, the values read as YAML.
+
+    Raises:
+        UserError: one has no `=`, or its value is not YAML.
+    """
     values: dict[str, Any] = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")

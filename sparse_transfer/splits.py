@@ -21,6 +21,17 @@ def frozen_order(task: str, purpose: str, ids: Sequence[str]) -> np.ndarray:
     return np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
 
 
+def content_order(purpose: str, digests: Sequence[bytes]) -> np.ndarray:
+    """(n,) int64: as `frozen_order`, by the examples' content alone; equal content stays together.
+
+    Args:
+        purpose: tells the choices of one task apart.
+        digests: of the examples' bytes.
+    """
+    keys = [hashlib.sha256(f"{purpose}/".encode() + digest).digest() for digest in digests]
+    return np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
+
+
 def shares(counts: np.ndarray, total: int, most: np.ndarray | None = None) -> np.ndarray:
     """Split `total` over classes in proportion to `counts`, exactly, by largest remainder.
 
@@ -51,6 +62,7 @@ def stratified(
     *,
     at_least: int = 0,
     leave: int = 0,
+    order: np.ndarray | None = None,
 ) -> np.ndarray:
     """Rows of a frozen stratified choice of exactly `total` examples, ascending.
 
@@ -62,6 +74,7 @@ def stratified(
         total: number of rows to choose.
         at_least: rows that every class that has any gets, before shares are computed.
         leave: rows that must remain in every class that has any.
+        order: (n,) rows, those to choose first; None takes `frozen_order`.
 
     Raises:
         UserError: these conditions leave no room for `total` rows.
@@ -76,7 +89,8 @@ def stratified(
             f"{int(least.sum())} and {int(most.sum())} are possible.",
         )
     quota = least + shares(counts - least, total - int(least.sum()), most - least)
-    order = frozen_order(task, purpose, ids)
+    if order is None:
+        order = frozen_order(task, purpose, ids)
     chosen = [order[numbers[order] == index][:wanted] for index, wanted in enumerate(quota)]
     return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, np.int64)
 

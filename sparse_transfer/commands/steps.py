@@ -117,7 +117,7 @@ def write_report(name: str | None, runs: Path, out: Path | None) -> None:
     results = gather.collect(Store(runs), name)
     made = build(results.frame, results.bench, results.facts, results.predictions)
     page = save(made, out or runs / "report" / results.facts["experiment"])
-    print_report(made.facts["title"], made.verdict, made.summary, Console())
+    print_report(made.facts["title"], made.verdict, made.summary, Console(), made.closing)
     typer.echo(f"Report: {page}")
 
 

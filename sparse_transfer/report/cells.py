@@ -18,7 +18,9 @@ import pandas as pd
 
 from sparse_transfer.store import replacing
 
-Kind = Literal["text", "percent", "sparsity", "change", "count", "ratio", "milliseconds"]
+Kind = Literal[
+    "text", "percent", "sparsity", "change", "count", "ratio", "milliseconds", "megabytes"
+]
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,8 @@ def _number(value: float, kind: Kind) -> str:
         return f"{value:.2f}×"
     if kind == "milliseconds":
         return f"{1000 * value:.3g}"
+    if kind == "megabytes":
+        return f"{value / 1e6:.3g}"
     if kind == "sparsity":
         return f"{100 * value:.4g}"
     sign = "+" if kind == "change" else ""

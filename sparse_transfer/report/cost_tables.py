@@ -41,7 +41,7 @@ def measurements(bench: pd.DataFrame) -> pd.DataFrame:
 
     `speedup` (with `_low`, `_high`) is missing for dense models and for backends that do not use
     zeros; `measured` says in words what is to be shown. The interval is over upstream seeds, or
-    that of the measurement itself where there is one seed.
+    that of the measurement itself where there is one seed. `beside_s` is the dense model's time.
     """
     bench = bench.assign(**{name: _numbers(bench, name) for name in NUMBERS})
     rows = []
@@ -50,6 +50,9 @@ def measurements(bench: pd.DataFrame) -> pd.DataFrame:
         row: dict[str, Any] = dict(zip(by, key, strict=True))
         row |= {"seconds": part["median_s"].mean(), "seeds": part["upstream_seed"].nunique()}
         row |= {name: part[name].mean() for name in ("p10_s", "p90_s")}
+        # of the dense model in the same rounds; missing for itself and where there is none
+        beside = (part["median_s"] * part["speedup"]).mean()
+        row["beside_s"] = float("nan") if row["method"] == "dense" else beside
         row["uses_zeros"] = bool(part["uses_zeros"].map(uses_zeros).all())
         row["theoretical"] = theoretical(part["mac_ratio"], row["method"])
         rows.append(row | _speedup(part, row))

@@ -14,15 +14,24 @@ from sparse_transfer.report.cells import Table
 
 
 def print_report(
-    title: str, verdict: Sequence[str], tables: Sequence[Table], console: Console
+    title: str,
+    verdict: Sequence[str],
+    tables: Sequence[Table],
+    console: Console,
+    closing: Sequence[str] = (),
 ) -> None:
-    """Print title, verdict and tables; `console` decides on colour (it respects NO_COLOR)."""
+    """Print title, verdict, tables and the closing sentences.
+
+    `console` decides on colour (it respects NO_COLOR).
+    """
     console.print()
     console.print(Text(title, style="bold"))
     for sentence in verdict:
         console.print(Padding(Text(sentence), (0, 0, 1, 0)))
     for table in tables:
         console.print(rich_table(table))
+    for sentence in closing:
+        console.print(Padding(Text(sentence), (0, 0, 1, 0)))
     console.print(Text("What was held fixed, and every table and figure, is in the page.", "dim"))
 
 
@@ -38,9 +47,16 @@ _SHORT = {
     "difference": "difference %",
     "coverage": "tasks×seeds",
     "verdict_short": "verdict",
+    "row": "row",
+    "errors": "wrong",
+    "n_test": "of",
+    "error": "error %",
+    "points": "points",
+    "per_image": "ms",
+    "packed": "MB",
 }
 
-_WITH_INTERVAL = ("mor", "difference")
+_WITH_INTERVAL = ("mor", "difference", "points")
 
 
 def rich_table(table: Table) -> Group:
@@ -76,7 +92,12 @@ def rich_table(table: Table) -> Group:
 
 
 def markdown(
-    title: str, notes: str, labels: Sequence[str], verdict: Sequence[str], tables: Sequence[Table]
+    title: str,
+    notes: str,
+    labels: Sequence[str],
+    verdict: Sequence[str],
+    tables: Sequence[Table],
+    closing: Sequence[str] = (),
 ) -> str:
     """The summary as Markdown, for a pull request or a note."""
     parts = [f"# {title}"]
@@ -90,6 +111,7 @@ def markdown(
         parts += [_plain(note) for note in table.notes]
         if table.held_fixed:
             parts.append(f"Held fixed: {_plain(table.held_fixed)}")
+    parts += [f"- {_plain(sentence)}" for sentence in closing]
     return "\n\n".join(parts) + "\n"
 
 

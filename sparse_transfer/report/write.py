@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from sparse_transfer.report import cost_tables, imported, tables
+from sparse_transfer.report import answer, cost_tables, imported, tables
 from sparse_transfer.report.cells import Table
 from sparse_transfer.report.figures import Drawing
 from sparse_transfer.report.html import Section, page
@@ -37,6 +37,7 @@ class Report:
         sections: of the page.
         summary: the tables that the terminal and the Markdown summary show.
         methods: every method's name.
+        closing: what the terminal and the Markdown summary end in.
     """
 
     facts: dict[str, Any]
@@ -44,6 +45,7 @@ class Report:
     sections: list[Section]
     summary: list[Table]
     methods: list[str]
+    closing: tuple[str, ...] = ()
 
     @property
     def drawings(self) -> list[Drawing]:
@@ -83,7 +85,7 @@ def build(
         bench: latency measurements, one row per checkpoint and backend; may be empty.
         facts: what is not in the frames, all optional: `title`, `experiment`, `notes` (str);
             `labels` (list of str; one that starts with `demo` withholds intervals and verdicts);
-            `contrasts` (pairs of methods declared in advance);
+            `contrasts` (pairs of methods declared in advance); `answer` (see `config.Answer`);
             `held_fixed` (arm → list of lines); `layers` (see `layers.by_layer`); `skipped`
             (task → reason → count); `failures` (dicts, see `provenance.FAILURE_COLUMNS`);
             `imported` ("all" or "some" rows are: they are marked), `left_out` (dicts, see
@@ -126,11 +128,15 @@ def build(
     summary = [
         table
         for section in sections
-        if section.name == "summary"
+        if section.name == ("answer" if known["answer"] else "summary")
         for part in section.parts
         for table in part.tables
     ]
-    return Report(known, verdict, sections, summary, material.methods)
+    if not known["answer"]:
+        return Report(known, verdict, sections, summary, material.methods)
+    rows = answer.rows(material)
+    verdict, closing = answer.headline(material, rows), answer.sentences(material, rows)
+    return Report(known, verdict, sections, summary, material.methods, tuple(closing))
 
 
 def save(report: Report, out: Path) -> Path:
@@ -146,10 +152,11 @@ def save(report: Report, out: Path) -> Path:
     """
     before = read_json(out / LIST) if (out / LIST).is_file() else []
     written = ["index.html", "summary.md"]
-    text = page(report.facts, report.verdict, report.sections, report.methods)
+    verdict = [*report.verdict, *report.closing]
+    text = page(report.facts, verdict, report.sections, report.methods)
     _write_text(out / "index.html", text)
     head = (report.facts["title"], report.facts["notes"], report.facts["labels"])
-    _write_text(out / "summary.md", markdown(*head, report.verdict, report.summary))
+    _write_text(out / "summary.md", markdown(*head, report.verdict, report.summary, report.closing))
     for table in report.tables:
         table.save(out / f"{table.name}.csv")
         written.append(f"{table.name}.csv")
@@ -173,6 +180,7 @@ def _with_defaults(facts: Mapping[str, Any]) -> dict[str, Any]:
         "labels": (),
         "held_fixed": {},
         "contrasts": [],
+        "answer": None,
         "layers": (),
         "skipped": {},
         "failures": (),

@@ -13,7 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from sparse_transfer import checkpoint, data, evaluation, features, inputs, plan, probes
+from sparse_transfer import (
+    checkpoint,
+    cost,
+    data,
+    evaluation,
+    features,
+    inputs,
+    models,
+    plan,
+    probes,
+)
 from sparse_transfer.images import Images
 from sparse_transfer.stages.context import Context
 
@@ -49,6 +59,8 @@ def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context)
         device=context.accelerator.device,
     )
     lbfgs = probes.lbfgs(tables["train"], labels["train"], tables["test"], classes, spec.profile)
+    models.new_head(model, classes, seed=0)  # of the size that the probes have
+    bytes_ = cost.sizes(model, opened.masks)
     rows = []
     for probe, seed, logits in [
         *(("sgd", seed, logits) for seed, logits in zip(spec.seeds, sgd.logits, strict=True)),
@@ -71,6 +83,8 @@ def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context)
                 image_size=spec.preprocess.image_size,
                 split_hash=task.split_hash,
                 measured_sparsity=opened.facts["summary"]["measured_sparsity"],
+                bytes=bytes_.dense,
+                packed=bytes_.packed,
             )
         )
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,9 @@ def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context)
     """Make one upstream checkpoint; see `PruneSpec`. Returns what `result.json` holds."""
     spec = run.spec
     assert isinstance(spec, plan.PruneSpec)
+    if "model" in parents:  # the checkpoint of an earlier arm
+        made = spec.model.model_copy(update={"name": f"{LOCAL_DIR}{parents['model']}/checkpoint"})
+        spec = replace(spec, model=made)
     task = (
         data.open_task(spec.task, data_root=context.data_root, cache=context.cache)
         if spec.task
@@ -58,8 +61,9 @@ def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context)
     # a checkpoint that is taken as it is stands where its pruning left it
     measured = pruned.summary["measured_sparsity"] or removed
     summary = pruned.summary | {"measured_sparsity": measured}
+    bytes_ = cost.sizes(model, pruned.masks)
     for row in facts["rows"]:
-        row["measured_sparsity"] = measured
+        row |= {"measured_sparsity": measured, "bytes": bytes_.dense, "packed": bytes_.packed}
     size = spec.preprocess.image_size
     loaded = models.with_transform(
         loaded,
@@ -148,6 +152,7 @@ def _scores(
         part = transform.images(task.validation, context.cache)
         held_out = score(part, "validation", "validation")
         facts["validation_metrics"] = held_out["metrics"]
+        facts["rows"][0]["validation_top1"] = held_out["metrics"]["top1"]["value"]
     facts["skipped"] = {task.card.name: dict(task.skipped)}
     return facts
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from sparse_transfer.report.html import Section
 from sparse_transfer.report.material import Material
 from sparse_transfer.report.sections import (
+    answer,
     beside,
     bought,
     increase,
@@ -23,6 +24,7 @@ from sparse_transfer.report.sections import (
 )
 
 ALL: tuple[Callable[[Material], Section | None], ...] = (
+    answer.section,
     summary.section,
     upstream.section,
     beside.section,

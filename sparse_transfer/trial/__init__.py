@@ -1,0 +1,1 @@
+"""One model, one folder of images, one answer: what the verb `try` asks for and how it is built."""

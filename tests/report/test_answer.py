@@ -1,0 +1,139 @@
+"""The answer of an experiment: counts by hand, paired intervals, sentences, what is missing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sparse_transfer.predictions import Predictions
+from sparse_transfer.report import write
+from sparse_transfer.statistics.paired_shares import paired_difference
+
+N = 40
+ROWS = [
+    {"title": "before", "arm": "a", "method": "dense", "mode": "upstream"},
+    {"title": "control", "arm": "b", "method": "dense", "mode": "upstream"},
+    {"title": "gmp", "arm": "b", "method": "gmp", "mode": "upstream"},
+    {"title": "fggp", "arm": "b", "method": "fggp", "mode": "upstream"},
+]
+ANSWER = {
+    "headline": "Made up",
+    "text": "",
+    "reference": "control",
+    "candidates": ["gmp", "fggp"],
+    "rows": ROWS,
+    "left_out": ["a smaller model: no weights"],
+}
+# images that each model gets wrong, and its errors on validation
+WRONG = {
+    ("a", "dense"): (range(0, 8), 0.2),
+    ("b", "dense"): (range(0, 4), 0.1),
+    ("b", "gmp"): (range(2, 14), 0.3),
+    ("b", "fggp"): (range(0, 5), 0.15),
+}
+
+
+def predictions(wrong: Any) -> Predictions:
+    labels = np.arange(N) % 2
+    guess = np.where(np.isin(np.arange(N), list(wrong)), 1 - labels, labels)
+    return Predictions.from_logits(
+        np.array([f"{i:03d}" for i in range(N)]), labels, 4.0 * np.eye(2)[guess]
+    )
+
+
+def report(*, without: str = "", stored: bool = True, **changes: Any) -> write.Report:
+    frame = []
+    for (arm, method), (wrong, validation) in WRONG.items():
+        if f"{arm}/{method}" == without:
+            continue
+        sparsity = 0.0 if method == "dense" else 0.9
+        value = 1 - len(wrong) / N
+        frame.append(
+            {
+                "arm": arm, "model": "net", "method": method, "sparsity": sparsity,
+                "upstream_seed": 0, "transfer_seed": None, "task": "t", "split_hash": "h",
+                "mode": "upstream", "metric": "top1", "value": value, "top1": value, "n_test": N,
+                "image_size": 32, "profile": "", "recipe": "r", "stage": "prune", "run": "x",
+                "measured_sparsity": sparsity, "mac_ratio": 1 - sparsity, "bytes": 4e6,
+                "packed": 4e6 * (1 - sparsity) or 4e6, "validation_top1": 1 - validation,
+                "predictions": f"{arm}/{method}",
+            }
+        )  # fmt: skip
+    bench = pd.DataFrame(
+        {
+            "arm": "b", "model": "net", "method": method, "sparsity": sparsity, "upstream_seed": 0,
+            "backend": backend, "uses_zeros": "does not use zeros", "device": "cpu", "threads": 1,
+            "batch_size": 2, "image_size": 32, "median_s": seconds, "p10_s": seconds,
+            "p90_s": seconds, "speedup": 1.25, "speedup_low": 1.2, "speedup_high": 1.3,
+            "mac_ratio": 1.0,
+        }
+        for method, sparsity in (("dense", 0.0), ("gmp", 0.9))
+        for backend, seconds in (("slow", 0.1), ("fast", 0.02))
+    )  # fmt: skip
+    facts = {"experiment": "e", "title": "T", "answer": ANSWER | changes}
+
+    def load(row: Any) -> Predictions:
+        return predictions(WRONG[tuple(row["predictions"].split("/"))][0])  # type: ignore[index]
+
+    return write.build(pd.DataFrame(frame), bench, facts, load if stored else None)
+
+
+def by_title(made: write.Report) -> pd.DataFrame:
+    return next(t for t in made.tables if t.name == "answer").frame.set_index("title")
+
+
+def test_errors_are_counted_and_paired_by_image():
+    rows = by_title(report())
+    assert rows["errors"].round(9).to_dict() == {"before": 8, "control": 4, "gmp": 12, "fggp": 5}
+    # control errs on 0-3, gmp on 2-13: both on two, control alone on two, gmp alone on ten
+    limits = paired_difference(2, 2, 10, 26)
+    found = rows.loc["gmp"]
+    assert (found["points"], found["points_low"], found["points_high"]) == pytest.approx(limits)
+    assert rows["verdict"].to_dict() == {
+        "before": "undecided", "control": "", "gmp": "worse", "fggp": "undecided",
+    }  # fmt: skip
+
+
+def test_the_sentences_say_all_of_it():
+    said = report().closing
+    gmp = next(text for text in said if text.startswith("gmp"))
+    assert "error 10.0 % → 30.0 % (4 → 12 of 40 images; +20.0 points" in gmp
+    assert "paired, worse" in gmp
+    # two images in 20 ms on the faster backend; the dense model took 1.25 times as long
+    assert "10 ms per image, the dense model beside it 12.5 (fast backend" in gmp
+    assert "does not use zeros" in gmp
+    assert "4 MB, 0.4 MB with the zeros compressed" in gmp
+    assert said[-1] == "Left out: a smaller model: no weights."
+
+
+def test_the_recommendation_follows_the_validation_images():
+    verdict = report().verdict
+    assert verdict[0] == "Made up: 40 test images."
+    assert "best of the 2 pruned models is fggp (15.0 % wrong there)" in verdict[1]
+
+
+def test_a_row_without_result_is_said():
+    assert "fggp: no result." in report(without="b/fggp").closing
+
+
+def test_without_the_reference_nothing_is_compared():
+    made = report(without="b/dense")
+    assert "points" not in by_title(made)
+    assert "gmp: error 30.0 % (12 of 40 images" in " ".join(made.closing)
+    assert "control: no result." in made.closing
+
+
+def test_without_predictions_there_is_no_pairing():
+    made = report(stored=False)
+    assert "points" not in by_title(made)
+    assert "error 10.0 % → 30.0 % (4 → 12 of 40 images)" in " ".join(made.closing)
+
+
+def test_reports_without_an_answer_have_none():
+    made = report()
+    assert [section.name for section in made.sections][0] == "answer"
+    plain = write.build(pd.DataFrame(), pd.DataFrame(), {"experiment": "e"}, None)
+    assert plain.closing == () and not plain.tables
