@@ -35,6 +35,7 @@ def rows(what: str) -> list[tuple[str, str]]:
         ]
     return _small_models() + [
         ("any timm name", "with or without tag, as in resnet50 or resnet50.a1_in1k"),
+        ("torchvision:NAME", "a network of torchvision, as in torchvision:squeezenet1_0"),
         ("hf-hub:ORG/NAME", "a timm model of the Hugging Face Hub"),
         ("local-dir:PATH", "a folder in timm's layout, ours included"),
     ]

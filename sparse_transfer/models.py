@@ -1,6 +1,7 @@
 """Upstream models: any timm architecture with weights from timm, the Hub, a folder or a file.
 
-Importing this module also registers the small-image variants (`small_models.py`) with timm.
+Importing this module also registers with timm the small-image variants (`small_models.py`),
+torchvision's networks (`torchvision_models.py`) and RigL's ResNet-50 (`rigl_resnet.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from timm.models import is_model, list_models
 from torch import Tensor, nn
 
-from sparse_transfer import hub, small_models, weights
+from sparse_transfer import hub, rigl_resnet, small_models, torchvision_models, weights
 from sparse_transfer.config import ModelSpec
 from sparse_transfer.errors import UserError, unknown_name
 from sparse_transfer.model_source import TRANSFORM, Source, resolve
@@ -40,6 +41,7 @@ __all__ = [
 ]
 
 OpensWith = Literal["timm", "sparse_transfer"]
+OURS = frozenset((*small_models.NAMES, *rigl_resnet.NAMES, *torchvision_models.NAMES))
 
 
 @dataclass(frozen=True)
@@ -251,7 +253,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 def opens_with(architecture: str) -> OpensWith:
     """Who knows the architecture: plain timm, or timm after importing this module."""
-    return "sparse_transfer" if architecture in small_models.NAMES else "timm"
+    return "sparse_transfer" if architecture in OURS else "timm"
 
 
 def _pretrained(source: Source, image_size: int | None) -> tuple[nn.Module, dict[str, Any]]:
