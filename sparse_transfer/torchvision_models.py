@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import torchvision.models as tv
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 PREFIX, REGISTERED = "torchvision:", "torchvision_"
@@ -150,8 +150,8 @@ def _cfg(name: str, weights: Any) -> dict[str, Any]:
     }
 
 
-def _cfgs() -> dict[str, dict[str, Any]]:
-    found = {}
+def _cfgs() -> dict[str, dict[str, Any] | PretrainedCfg]:
+    found: dict[str, dict[str, Any] | PretrainedCfg] = {}
     for name in torchvision_names():
         sets = tv.get_model_weights(name)
         default = sets.DEFAULT  # pyright: ignore[reportAttributeAccessIssue]
