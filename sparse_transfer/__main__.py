@@ -6,7 +6,7 @@ import os
 import sys
 
 # Imported for their verbs.
-from sparse_transfer.commands import catalogue, checkpoints, experiments  # noqa: F401
+from sparse_transfer.commands import catalogue, checkpoints, experiments, foreign  # noqa: F401
 from sparse_transfer.commands.app import (
     EXIT_BAD_INPUT,
     EXIT_FAILED_RUN,

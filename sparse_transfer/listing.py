@@ -23,6 +23,8 @@ def rows(what: str) -> list[tuple[str, str]]:
     if what in _PLUGINS:
         kind = _PLUGINS[what]
         return [(name, plugins.summary(kind, name)) for name in plugins.names(kind)]
+    if what == "layouts":
+        return [(name, plugins.summary("layout", name)) for name in plugins.names("layout")]
     if what == "tasks":
         return [(name, cards.card(name).title) for name in cards.names()]
     if what == "configs":

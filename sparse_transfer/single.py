@@ -34,7 +34,7 @@ def prune_experiment(
     Raises:
         UserError: a sparsity for a method that has no target, among others.
     """
-    own_options = _pairs(options, "--option")
+    own_options = pairs(options, "--option")
     plugin = plugins.load("pruner", method)
     if plugin.has_target and sparsity is None:
         spec = config.MethodSpec(name=method, options=own_options)
@@ -56,15 +56,15 @@ def prune_experiment(
         )
     at = "" if sparsity is None else f" at {sparsity:.4g}"
     raw = {
-        "name": "prune-" + _slug(f"{model}-{method}{at.replace(' at ', '-')}"),
+        "name": "prune-" + slug(f"{model}-{method}{at.replace(' at ', '-')}"),
         "title": f"{model}, {method}{at}",
         "upstream": {
             "models": [
                 {
                     "name": model,
                     "weights": weights,
-                    "kwargs": _pairs(kwargs, "--kwarg"),
-                    "pretrained_cfg": _pairs(pretrained_cfg, "--cfg"),
+                    "kwargs": pairs(kwargs, "--kwarg"),
+                    "pretrained_cfg": pairs(pretrained_cfg, "--cfg"),
                 }
             ],
             "task": {"name": task},
@@ -130,7 +130,7 @@ def transfer_experiment(
     # two rows of one name would be taken for one method
     method = "given" if dense and facts["method"] == "dense" else facts["method"]
     raw = {
-        "name": f"transfer-{_slug(checkpoint.resolve().parent.name)}-{facts['digest'][:8]}",
+        "name": f"transfer-{slug(checkpoint.resolve().parent.name)}-{facts['digest'][:8]}",
         "title": f"Transfer of {checkpoint}",
         "upstream": {
             "models": [{"name": f"local-dir:{base}", "label": facts["model"]}],
@@ -244,7 +244,12 @@ def checkpoint_facts(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def _pairs(assignments: Sequence[str], flag: str) -> dict[str, Any]:
+def pairs(assignments: Sequence[str], flag: str) -> dict[str, Any]:
+    """The values of `name=value` arguments, each read as YAML.
+
+    Raises:
+        UserError: one has no `=`, or its value cannot be read; `flag` is named.
+    """
     values: dict[str, Any] = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
@@ -256,7 +261,8 @@ def _pairs(assignments: Sequence[str], flag: str) -> dict[str, Any]:
     return values
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
+    """A text as a name of files and experiments: small letters, digits, `.`, `_` and `-`."""
     return "".join(
         c if c.isascii() and (c.isalnum() or c in "._") else "-" for c in text.lower()
     ).strip("-._")

@@ -11,7 +11,7 @@ from sparse_transfer.commands.app import Json, app, examples
 from sparse_transfer.commands.steps import print_json
 from sparse_transfer.errors import UserError, unknown_name
 
-LISTS = ("pruners", "tasks", "metrics", "backends", "configs", "recipes", "models")
+LISTS = ("pruners", "tasks", "metrics", "backends", "configs", "recipes", "models", "layouts")
 
 
 @app.command(epilog=examples("sparse-transfer ls pruners", "sparse-transfer ls tasks --json"))
@@ -19,7 +19,7 @@ def ls(
     what: Annotated[str, typer.Argument(help=" | ".join(LISTS))],
     as_json: Json = False,
 ) -> None:
-    """List what there is: pruners, tasks, metrics, backends, configs, recipes, models."""
+    """List what there is: pruners, tasks, metrics, backends, configs, recipes, models, layouts."""
     from sparse_transfer import listing
 
     if what not in LISTS:

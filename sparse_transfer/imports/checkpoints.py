@@ -220,7 +220,7 @@ def _fitting(
         raise reasons[0]
     nearest, found = min(tried, key=lambda pair: len(pair[1]))
     raise UserError(
-        f"{path} fits {'no layout' if wanted == AUTO else f'the layout {wanted} not'} "
+        f"{path} {'fits no layout' if wanted == AUTO else f'does not fit the layout {wanted}'} "
         f"with --arch {architecture}.",
         f"The nearest is {nearest} ({plugins.summary('layout', nearest).partition(':')[0]}), with "
         f"{len(found)} differences: {found}.",
@@ -286,6 +286,24 @@ def _check_claim(sparse: float, counts: Mapping[str, float], path: Path) -> None
         f"Zero are {listed}. None is within {TOLERANCE:.1%} of the claim.",
         f"Say --sparse {counts[nearest]:.4f}, or check that this is the right file.",
     )
+
+
+def describe(found: Imported) -> list[str]:
+    """What was found, in words: the layout, the input transform, the counts of zeros."""
+    own = found.loaded.spec["pretrained_cfg"]
+    size, crop = own["input_size"][-1], own.get("crop_pct") or 1.0
+    lines = [
+        f"layout: {found.layout}; network: {found.loaded.spec['architecture']}, {own['num_classes']} classes, "
+        f"opened with {found.loaded.opens_with}",
+        f"input: {size} px cut from {round(size / crop)}, {own['interpolation']}, "
+        f"mean {own['mean']}, std {own['std']} (change it with --cfg)",
+    ]
+    if found.masks is None:
+        return [*lines, "dense: there is no mask, every weight may train"]
+    claim = found.facts["imported"]["claimed_sparsity"]
+    said = "no claim to check" if claim is None else f"claimed {claim:.2%}, within {TOLERANCE:.1%}"
+    lines.append(f"sparsity ({said}):")
+    return lines + [f"  {share:.2%} of {words}" for words, share in found.counts.items()]
 
 
 def effective_layers(found: Imported) -> list[dict[str, Any]]:

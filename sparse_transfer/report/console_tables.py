@@ -69,10 +69,19 @@ def print_bench(rows: Sequence[Mapping[str, Any]]) -> None:
             )
 
 
+def print_effective_layers(rows: Sequence[Mapping[str, Any]]) -> None:
+    """The layers of an imported checkpoint that have zeros, and how many."""
+    table = _table("layer", "weights", "zeros", "dead channels")
+    for row in rows:
+        dead = f"{row['dead_channels']} of {row['channels']}" if "channels" in row else ""
+        table.add_row(row["layer"], f"{row['weights']:,}", f"{1 - row['density']:.2%}", dead)
+    Console().print(table)
+
+
 def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
     for column in columns:
-        right = column in ("about", "disk", "median ms", "p10", "p90")
+        right = column in ("about", "disk", "median ms", "p10", "p90", "weights", "zeros")
         table.add_column(column, justify="right" if right else "left", overflow="fold")
     return table
 
