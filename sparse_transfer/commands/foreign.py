@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from sparse_transfer.commands.app import Debug, Json, Runs, app, examples
-from sparse_transfer.commands.steps import print_json, set_up
+from sparse_transfer.commands.app import DataRoot, Debug, Json, Runs, Threads, app, examples
+from sparse_transfer.commands.steps import make_context, print_json, say, set_up
 
 
 @app.command(
@@ -73,3 +73,75 @@ def import_checkpoint(
     for line in checkpoints.describe(found):
         typer.echo(line)
     typer.echo(f"{folder}\nNext: sparse-transfer transfer {folder} --task TASK")
+
+
+@app.command(
+    epilog=examples(
+        "sparse-transfer inspect resnet18 --weights random",
+        "sparse-transfer inspect runs/prune/0123456789abcdef/checkpoint --sensitivity digits",
+        "sparse-transfer inspect sparse/ --dense dense/ --batch-size 16 --json",
+    )
+)
+def inspect(
+    model: Annotated[
+        str, typer.Argument(metavar="CKPT", help="A checkpoint folder, or any model name.")
+    ],
+    sensitivity: Annotated[
+        str | None,
+        typer.Option(help="Task card: prune each layer alone to 80, 90, 95 % and score it."),
+    ] = None,
+    dense: Annotated[
+        str | None, typer.Option(help="The dense checkpoint or model, for its times and totals.")
+    ] = None,
+    images: Annotated[
+        int, typer.Option(min=2, help="Test images that --sensitivity looks at, at most.")
+    ] = 200,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per timed call.")] = 1,
+    image_size: Annotated[
+        int | None, typer.Option(help="Pixels of the timed calls; default: the model's own.")
+    ] = None,
+    weights: Annotated[
+        str, typer.Option(help="For model names: `pretrained`, `random`, or a weight file.")
+    ] = "pretrained",
+    kwarg: Annotated[
+        list[str] | None, typer.Option(help="For model names: argument name=value.")
+    ] = None,
+    as_json: Json = False,
+    data_root: DataRoot = None,
+    runs: Runs = Path("runs"),
+    threads: Threads = None,
+    debug: Debug = False,
+) -> None:
+    """Show a network layer by layer: density, share of MACs, dead channels, ms; what matters."""
+    from sparse_transfer import inspection, layer_sensitivity, single
+    from sparse_transfer.report import inspection_tables
+
+    set_up(debug, threads)
+    context = make_context(runs, data_root, debug)
+    kwargs = single.pairs(kwarg or [], "--kwarg")
+    loaded, masks = inspection.open_any(model, weights, kwargs)
+    found = inspection.inspect_model(loaded, masks, batch_size=batch_size, image_size=image_size)
+    beside = None
+    if dense is not None:
+        full, _ = inspection.open_any(dense)
+        beside = inspection.inspect_model(full, None, batch_size=batch_size, image_size=image_size)
+    measured = None
+    if sensitivity is not None:
+        measured = layer_sensitivity.measure(loaded, sensitivity, context, images=images)
+    if as_json:
+        parts = {"inspected": found, "dense": beside, "sensitivity": measured}
+        print_json({name: part.to_json() for name, part in parts.items() if part is not None})
+        return
+    inspection_tables.print_inspection(
+        found.to_json()["rows"],
+        timed=True,
+        full_seconds=beside.layer_seconds() if beside else None,
+        changes=measured.accuracy_changes() if measured else None,
+    )
+    for part in (found, beside):
+        if part is not None:
+            typer.echo(inspection_tables.totals_line(part.totals()))
+    if not inspection.sparse_backends():
+        say(inspection.NO_SPARSE_TIME)
+    if measured is not None:
+        typer.echo(f"{measured.setting()}\n{measured.sentence()}")

@@ -293,8 +293,8 @@ def describe(found: Imported) -> list[str]:
     own = found.loaded.spec["pretrained_cfg"]
     size, crop = own["input_size"][-1], own.get("crop_pct") or 1.0
     lines = [
-        f"layout: {found.layout}; network: {found.loaded.spec['architecture']}, {own['num_classes']} classes, "
-        f"opened with {found.loaded.opens_with}",
+        f"layout: {found.layout}; network: {found.loaded.spec['architecture']}, "
+        f"{own['num_classes']} classes, opened with {found.loaded.opens_with}",
         f"input: {size} px cut from {round(size / crop)}, {own['interpolation']}, "
         f"mean {own['mean']}, std {own['std']} (change it with --cfg)",
     ]
