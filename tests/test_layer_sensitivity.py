@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 
 import numpy as np
@@ -8,10 +9,11 @@ import torch
 from accelerate import Accelerator
 from scipy.special import softmax
 from sklearn.metrics import log_loss
+from torch.nn.utils.prune import l1_unstructured
 
+from sparse_transfer import data, inputs, models, signals
 from sparse_transfer import layer_sensitivity as ls
-from sparse_transfer import models, signals
-from sparse_transfer.config import ModelSpec
+from sparse_transfer.config import ModelSpec, TaskRef
 from sparse_transfer.errors import StopRequested, UserError
 from sparse_transfer.stages.context import Context
 
@@ -73,8 +75,30 @@ def test_the_probe_tells_separable_classes_and_knows_what_it_never_saw():
         ls.fit_probe(x[:5], y[:5], 5)
 
 
+def test_a_change_is_what_torchs_own_pruning_of_that_layer_gives(context):
+    loaded = narrow()
+    found = ls.measure(loaded, "digits", context, images=60)
+    task = data.open_task(TaskRef(name="digits"), data_root=None, cache=context.cache)
+    transform = inputs.transform(ls.own_preprocess(loaded), loaded, task, context.cache)
+    images = transform.images(task.test, context.cache)
+    rows = ls._some(len(images), 60, "test")
+    x, labels = data.batch(images, rows), images.labels[rows]
+
+    def accuracy(model: torch.nn.Module) -> float:
+        with torch.inference_mode():
+            return float((model.eval()(x).argmax(1) == labels).float().mean())
+
+    assert found.accuracy == pytest.approx(accuracy(loaded.model))
+    for layer in ("conv1", "layer2.0.conv1", "fc"):
+        for level in ls.LEVELS:
+            model = copy.deepcopy(loaded.model)
+            l1_unstructured(model.get_submodule(layer), "weight", amount=level)
+            change = accuracy(model) - accuracy(loaded.model)
+            assert found.layers[layer][level].accuracy == pytest.approx(change, abs=1e-6)
+
+
 @pytest.mark.parametrize(("classes", "judge"), [(10, "head"), (7, "probe")])
-def test_changes_are_those_of_pruning_by_hand(context, classes, judge):
+def test_the_network_is_left_as_it_was_and_nothing_is_measured_twice(context, classes, judge):
     loaded = narrow(classes)
     before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
     found = ls.measure(loaded, "digits", context, images=60)
