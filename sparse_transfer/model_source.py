@@ -119,6 +119,12 @@ def _in_registry(name: str) -> Source:
                 "It is a folder.",
                 f"Did you mean {weights.LOCAL_DIR}{name}?",
             )
+        if architecture in torchvision_models.torchvision_names():
+            raise UserError(
+                f"timm has no model named '{name}'.",
+                "torchvision has.",
+                f"Did you mean {torchvision_models.PREFIX}{name}?",
+            )
         raise unknown_name("model", name, list_models())
     try:
         config = get_pretrained_cfg(name)

@@ -117,6 +117,9 @@ def test_an_unknown_name_or_set_of_weights_is_refused_with_the_nearest():
     with pytest.raises(UserError, match="torchvision model named 'resnet51'") as error:
         resolve(ModelSpec(name="torchvision:resnet51"))
     assert "resnet50" in error.value.hint
+    with pytest.raises(UserError, match="timm has no model named") as error:
+        resolve(ModelSpec(name="squeezenet1_0"))
+    assert "torchvision:squeezenet1_0" in error.value.hint
     with pytest.raises(UserError, match="set of weights"):
         resolve(ModelSpec(name="torchvision:resnet50.imagenet1k_v9"))
 

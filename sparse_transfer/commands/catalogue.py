@@ -35,7 +35,9 @@ def ls(
 
 @app.command(epilog=examples("sparse-transfer show gmp", "sparse-transfer show quickstart"))
 def show(
-    name: Annotated[str, typer.Argument(help="A pruner, task, metric, backend, config or recipe.")],
+    name: Annotated[
+        str, typer.Argument(help="A pruner, task, metric, backend, layout, config or recipe.")
+    ],
 ) -> None:
     """Show one thing in full: a pruner's source and options, a task card, a config."""
     from sparse_transfer import listing
