@@ -216,7 +216,7 @@ def _fitting(
         if not found:
             return name, translated, spec
         tried.append((name, found))
-    if not tried:
+    if reasons:  # a layout whose marks are there says more than any list of names
         raise reasons[0]
     nearest, found = min(tried, key=lambda pair: len(pair[1]))
     raise UserError(

@@ -76,11 +76,12 @@ def test_rigl_pads_asymmetrically_and_resizes_bicubically(tmp_path):
 
 def test_rigl_is_a_resnet50_and_nothing_else(tmp_path):
     state = foreign.rigl(foreign.network("resnet50_rigl").state_dict())
-    with pytest.raises(UserError, match="no layout") as error:
-        imported(state, tmp_path, "resnet18")
+    for layout in ("auto", "rigl"):
+        with pytest.raises(UserError, match="Say --arch resnet50"):
+            imported(state, tmp_path, "resnet18", layout=layout)
+    with pytest.raises(UserError, match="does not fit the layout timm") as error:
+        imported(state, tmp_path, "resnet18", layout="timm")
     assert "initial_conv.conv.weight" in error.value.why
-    with pytest.raises(UserError, match="Say --arch resnet50"):
-        imported(state, tmp_path, "resnet18", layout="rigl")
 
 
 def test_str_weights_are_the_thresholded_ones_and_the_head_is_linear(tmp_path):
@@ -342,6 +343,18 @@ def test_the_pruned_squeezenet_has_the_published_counts(shared, tmp_path):
     assert round(found.masks.sparsity(), 4) == 0.6658
     found.save(tmp_path / "squeezenet")
     assert models.model_classes(sparse_transfer.load(tmp_path / "squeezenet").model) == 1000
+
+
+@pytest.mark.parametrize("ending", [".pt", ".bin", ".ckpt", ".pth.tar"])
+def test_the_usual_endings_of_torch_files_are_read(tmp_path, ending):
+    model = foreign.network()
+    torch.save({"epoch": 3, "state_dict": model.state_dict()}, tmp_path / f"w{ending}")
+    assert same_function(convert(tmp_path / f"w{ending}", "resnet18", kwargs=foreign.NARROW), model)
+
+
+def test_a_checkpoint_with_a_bad_transform_is_refused(tmp_path):
+    with pytest.raises(UserError, match="pretrained_cfg entry named 'meen'"):
+        imported(foreign.network().state_dict(), tmp_path, pretrained_cfg={"meen": [0, 0, 0]})
 
 
 def test_safetensors_are_read_too(tmp_path):
