@@ -34,7 +34,7 @@ def main() -> None:
         complain(error)
         sys.exit(EXIT_BAD_INPUT)
     except StopRequested as stop:
-        say(f"Stopped by {stop}. Run the same command again to go on from the last epoch.")
+        say(f"Stopped by {stop}. Run the same command again to go on from what is finished.")
         sys.exit(EXIT_STOPPED)
     except KeyboardInterrupt:
         say(INTERRUPTED)

@@ -16,7 +16,6 @@ from sparse_transfer.commands.steps import make_context, print_json, say, set_up
     epilog=examples(
         "sparse-transfer import acdc_90.ckpt --arch resnet50 --sparse 0.9",
         "sparse-transfer import squeezenet.safetensors --arch squeezenet1_0 --sparse 0.6658",
-        "sparse-transfer import dense.pth --arch resnet18 --dense --cfg mean=[.5,.5,.5]",
     ),
 )
 def import_checkpoint(
@@ -79,7 +78,6 @@ def import_checkpoint(
     epilog=examples(
         "sparse-transfer inspect resnet18 --weights random",
         "sparse-transfer inspect runs/prune/0123456789abcdef/checkpoint --sensitivity digits",
-        "sparse-transfer inspect sparse/ --dense dense/ --batch-size 16 --json",
     )
 )
 def inspect(
