@@ -164,7 +164,7 @@ def evaluate_experiment(
     """
     facts = checkpoint_facts(checkpoint)
     raw = {
-        "name": f"evaluate-{_slug(checkpoint.resolve().parent.name)}-{facts['digest'][:8]}",
+        "name": f"evaluate-{slug(checkpoint.resolve().parent.name)}-{facts['digest'][:8]}",
         "title": f"Evaluation of {checkpoint}",
         "upstream": {
             "models": [{"name": f"local-dir:{checkpoint}", "label": facts["model"]}],
