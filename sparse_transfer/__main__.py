@@ -10,6 +10,7 @@ from sparse_transfer.commands import (  # noqa: F401
     catalogue,
     checkpoints,
     experiments,
+    foreign,
     imports,
     tryout,
 )
@@ -40,7 +41,7 @@ def main() -> None:
         complain(error)
         sys.exit(EXIT_BAD_INPUT)
     except StopRequested as stop:
-        say(f"Stopped by {stop}. Run the same command again to go on from the last epoch.")
+        say(f"Stopped by {stop}. Run the same command again to go on from what is finished.")
         sys.exit(EXIT_STOPPED)
     except KeyboardInterrupt:
         say(INTERRUPTED)

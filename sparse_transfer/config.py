@@ -26,12 +26,13 @@ class Frozen(BaseModel):
 
 
 class ModelSpec(Frozen):
-    """An upstream model: a timm architecture and where its weights come from.
+    """An upstream model: a timm or torchvision architecture and where its weights come from.
 
-    `name` is a timm name with or without tag (`resnet50.a1_in1k`), `hf-hub:org/name`,
-    `local-dir:PATH`, or `checkpoint:ARM/METHOD` for what an earlier arm makes. `weights` is
-    `pretrained` (the tag's own), `random` (initialised from the upstream seed) or the path of a
-    `.safetensors` / `.pth` state dict.
+    `name` is a timm name with or without tag (`resnet50.a1_in1k`), `torchvision:NAME` with or
+    without tag (`torchvision:resnet50.imagenet1k_v1`), `hf-hub:org/name`, `local-dir:PATH`, or
+    `checkpoint:ARM/METHOD` for what an earlier arm makes. `weights` is `pretrained` (the tag's
+    own), `random` (initialised from the upstream seed) or the path of a `.safetensors` / `.pth`
+    state dict.
     """
 
     name: str

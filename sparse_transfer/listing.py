@@ -9,7 +9,7 @@ from pathlib import Path
 from sparse_transfer import cards, experiment_file, plugins
 from sparse_transfer.errors import UserError, unknown_name
 
-_PLUGINS = {"pruners": "pruner", "metrics": "metric", "backends": "backend"}
+_PLUGINS = {"pruners": "pruner", "metrics": "metric", "backends": "backend", "layouts": "layout"}
 _WORDS = {
     "Fraction": "0 to below 1",
     "Allocation": "'global' | 'uniform' | 'erk' | 'lamp' | a pattern such as '2:4'",
@@ -35,6 +35,7 @@ def rows(what: str) -> list[tuple[str, str]]:
         ]
     return _small_models() + [
         ("any timm name", "with or without tag, as in resnet50 or resnet50.a1_in1k"),
+        ("torchvision:NAME", "a network of torchvision, as in torchvision:squeezenet1_0"),
         ("hf-hub:ORG/NAME", "a timm model of the Hugging Face Hub"),
         ("local-dir:PATH", "a folder in timm's layout, ours included"),
     ]
@@ -46,11 +47,14 @@ def details(name: str) -> str:
     Raises:
         UserError: nothing has that name; the nearest names are given.
     """
-    for kind in _PLUGINS.values():
-        if name in plugins.names(kind):
-            return "\n".join(
-                [f"{kind} {name}", "", plugins.document(kind, name), *_options(kind, name)]
-            )
+    # a method and the layout of its authors' checkpoints share a name: both are shown
+    found = [
+        "\n".join([f"{kind} {name}", "", plugins.document(kind, name), *_options(kind, name)])
+        for kind in _PLUGINS.values()
+        if name in plugins.names(kind)
+    ]
+    if found:
+        return "\n\n".join(found)
     if name in cards.names() or name.endswith(".yaml") and Path(name).is_file():
         path = cards.path(name) if name in cards.names() else Path(name)
         return path.read_text(encoding="utf-8").rstrip()
@@ -62,7 +66,7 @@ def details(name: str) -> str:
             return path(name).read_text(encoding="utf-8").rstrip()
     everything = [n for kind in _PLUGINS.values() for n in plugins.names(kind)]
     everything += [*cards.names(), *experiment_file.config_names(), *experiment_file.recipe_names()]
-    raise unknown_name("pruner, task, metric, backend, config or recipe", name, everything)
+    raise unknown_name("pruner, task, metric, backend, layout, config or recipe", name, everything)
 
 
 def config_text(name: str, new_name: str) -> str:

@@ -15,7 +15,14 @@ from timm.models import (
     list_pretrained,
 )
 
-from sparse_transfer import hub, small_models, weights  # noqa: F401 - registers our models
+# the first three register their models with timm
+from sparse_transfer import (
+    hub,
+    rigl_resnet,  # noqa: F401
+    small_models,  # noqa: F401
+    torchvision_models,
+    weights,
+)
 from sparse_transfer.config import ModelSpec
 from sparse_transfer.errors import UserError, unknown_name
 from sparse_transfer.store import read_json
@@ -73,6 +80,8 @@ def resolve(spec: ModelSpec) -> Source:
         )
     elif spec.name.startswith((weights.HUB, "hf_hub:")):
         source = _on_hub(spec.name)
+    elif spec.name.startswith(torchvision_models.PREFIX):
+        source = _in_torchvision(spec.name)
     else:
         source = _in_registry(spec.name)
     if spec.weights == "random":
@@ -116,6 +125,12 @@ def _in_registry(name: str) -> Source:
                 "It is a folder.",
                 f"Did you mean {weights.LOCAL_DIR}{name}?",
             )
+        if architecture in torchvision_models.torchvision_names():
+            raise UserError(
+                f"timm has no model named '{name}'.",
+                "torchvision has.",
+                f"Did you mean {torchvision_models.PREFIX}{name}?",
+            )
         raise unknown_name("model", name, list_models())
     try:
         config = get_pretrained_cfg(name)
@@ -126,6 +141,16 @@ def _in_registry(name: str) -> Source:
     title = f"{architecture}.{tag}" if tag else architecture
     known.setdefault("architecture", architecture)
     return Source(architecture, title, known, {}, "hub")
+
+
+def _in_torchvision(name: str) -> Source:
+    wanted, _, tag = name.removeprefix(torchvision_models.PREFIX).partition(".")
+    known = torchvision_models.torchvision_names()
+    if wanted not in known:
+        raise unknown_name("torchvision model", wanted, known)
+    source = _in_registry(f"{torchvision_models.REGISTERED}{wanted}" + (f".{tag}" if tag else ""))
+    title = source.title.removeprefix(torchvision_models.REGISTERED)
+    return replace(source, title=f"{torchvision_models.PREFIX}{title}")
 
 
 def _in_folder(folder: Path) -> Source:

@@ -1,6 +1,7 @@
 """Upstream models: any timm architecture with weights from timm, the Hub, a folder or a file.
 
-Importing this module also registers the small-image variants (`small_models.py`) with timm.
+Importing this module also registers with timm the small-image variants (`small_models.py`),
+torchvision's networks (`torchvision_models.py`) and RigL's ResNet-50 (`rigl_resnet.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from timm.models import is_model, list_models
 from torch import Tensor, nn
 
-from sparse_transfer import hub, small_models, weights
+from sparse_transfer import hub, rigl_resnet, small_models, torchvision_models, weights
 from sparse_transfer.config import ModelSpec
 from sparse_transfer.errors import UserError, unknown_name
 from sparse_transfer.model_source import TRANSFORM, Source, resolve
@@ -34,12 +35,16 @@ __all__ = [
     "features",
     "head_name",
     "load_strictly",
+    "mismatch",
     "new_head",
+    "resolve",
+    "rows_of_head",
     "skeleton",
     "with_transform",
 ]
 
 OpensWith = Literal["timm", "sparse_transfer"]
+OURS = frozenset((*small_models.NAMES, *rigl_resnet.NAMES, *torchvision_models.NAMES))
 
 
 @dataclass(frozen=True)
@@ -143,33 +148,63 @@ def create(
         ) from error
 
 
-def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
-    """Load a state dict whose names and shapes must be the model's.
+@dataclass(frozen=True)
+class Mismatch:
+    """How the names and shapes of a state dict differ from a model's; falsy for not at all.
 
     A missing `num_batches_tracked` is forgiven: no inference reads it and old files lack it.
+
+    Attributes:
+        missing: what the model has and the state dict lacks, by name, with the model's shape.
+        unexpected: what only the state dict has, with its shape.
+        reshaped: what both have in different shapes: (state dict's, model's).
+    """
+
+    missing: dict[str, tuple[int, ...]]
+    unexpected: dict[str, tuple[int, ...]]
+    reshaped: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+
+    def __len__(self) -> int:
+        return len(self.missing) + len(self.unexpected) + len(self.reshaped)
+
+    def __str__(self) -> str:
+        """The first three of each kind."""
+        parts = [
+            _few("missing", list(self.missing), lambda name: f"{name} {self.missing[name]}"),
+            _few("unexpected", list(self.unexpected), lambda n: f"{n} {self.unexpected[n]}"),
+            _few(
+                "of another shape",
+                list(self.reshaped),
+                lambda n: "{} {}, expected {}".format(n, *self.reshaped[n]),
+            ),
+        ]
+        return "; ".join(part for part in parts if part)
+
+
+def mismatch(model: nn.Module, state: Mapping[str, Tensor]) -> Mismatch:
+    """Compare a state dict with what a model has; the model may be on the meta device."""
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    needed = [name for name in own if not name.endswith("num_batches_tracked")]
+    return Mismatch(
+        {name: own[name] for name in needed if name not in given},
+        {name: shape for name, shape in given.items() if name not in own},
+        {n: (given[n], own[n]) for n in own if n in given and given[n] != own[n]},
+    )
+
+
+def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
+    """Load a state dict whose names and shapes must be the model's.
 
     Raises:
         UserError: names or shapes differ; the first of each kind are shown.
     """
-    own = model.state_dict()
-    counters = {name for name in own if name.endswith("num_batches_tracked")}
-    missing = [name for name in own if name not in state and name not in counters]
-    unexpected = [name for name in state if name not in own]
-    reshaped = [name for name in own if name in state and own[name].shape != state[name].shape]
-    problems = [
-        _few("missing", missing, lambda name: f"{name} {tuple(own[name].shape)}"),
-        _few("unexpected", unexpected, lambda name: f"{name} {tuple(state[name].shape)}"),
-        _few(
-            "of another shape",
-            reshaped,
-            lambda name: f"{name} {tuple(state[name].shape)}, expected {tuple(own[name].shape)}",
-        ),
-    ]
-    if any(problems):
+    if found := mismatch(model, state):
         raise UserError(
             f"The weights in {source} do not fit the model.",
-            "; ".join(problem for problem in problems if problem),
-            "Check the architecture, its `kwargs` and `pretrained_cfg: {num_classes: …}`.",
+            str(found),
+            "Check the architecture, its `kwargs` and `pretrained_cfg: {num_classes: …}`; "
+            "weights under other names are brought in by `sparse-transfer import`.",
         )
     model.load_state_dict(dict(state), strict=False)
 
@@ -251,7 +286,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 def opens_with(architecture: str) -> OpensWith:
     """Who knows the architecture: plain timm, or timm after importing this module."""
-    return "sparse_transfer" if architecture in small_models.NAMES else "timm"
+    return "sparse_transfer" if architecture in OURS else "timm"
 
 
 def _pretrained(source: Source, image_size: int | None) -> tuple[nn.Module, dict[str, Any]]:
@@ -262,7 +297,7 @@ def _pretrained(source: Source, image_size: int | None) -> tuple[nn.Module, dict
     assert source.file is not None
     args = dict(source.model_args)
     state = weights.read(source.file)
-    classes = None if source.classes_stated else _rows_of_head(source.config, state)
+    classes = None if source.classes_stated else rows_of_head(source.config, state)
     if classes is None:
         classes = source.config["num_classes"]
     config = source.config | _fitting_size(source)
@@ -292,7 +327,7 @@ def _from_hub(source: Source, args: Mapping[str, Any]) -> nn.Module:
             return create(source.architecture, config, args, num_classes=classes, pretrained=True)
 
 
-def _rows_of_head(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> int | None:
+def rows_of_head(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> int | None:
     """How many classes the classifier in a state dict has, if it can be told."""
     names = config.get("classifier") or ()
     for name in [names] if isinstance(names, str) else names:

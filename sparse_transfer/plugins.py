@@ -20,6 +20,7 @@ KINDS = {
     "metric": ("sparse_transfer.metrics", "METRIC"),
     "backend": ("sparse_transfer.backends", "Backend"),
     "source": ("sparse_transfer.sources", "open_source"),
+    "layout": ("sparse_transfer.imports.layouts", "LAYOUT"),
 }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sparse_transfer.config import ModelSpec
 from sparse_transfer.errors import UserError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LOCAL_DIR, HUB = "local-dir:", "hf-hub:"
-PICKLES = (".pth", ".pt", ".bin")
+PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")  # also .pth.tar
 # What the common training scripts wrap a state dict in.
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 
@@ -113,6 +113,16 @@ def read(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: the file is cut off, not a weight file, or holds more than tensors.
     """
+    found = state_dict(contents(path), path)
+    return {name.removeprefix("module."): tensor for name, tensor in found.items()}
+
+
+def contents(path: Path) -> Any:
+    """What a weight file holds, wrappers and all: tensors and plain containers alone.
+
+    Raises:
+        UserError: the file is cut off, not a weight file, or holds pickled objects.
+    """
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -120,7 +130,7 @@ def read(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise UserError(
             f"{path} cannot be read.",
@@ -133,6 +143,16 @@ def read(path: Path) -> dict[str, Tensor]:
             str(error).partition("\n")[0],
             "Only files of tensors are opened, never pickled objects: save `model.state_dict()`.",
         ) from error
+
+
+def state_dict(content: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict in what a file holds, taken out of its wrappers.
+
+    Raises:
+        UserError: there is none, or it holds more than tensors.
+    """
+    import torch
+
     for key in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -142,4 +162,4 @@ def read(path: Path) -> dict[str, Tensor]:
             f"It holds a {type(content).__name__} with other things than tensors.",
             "Save `model.state_dict()`.",
         )
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    return content

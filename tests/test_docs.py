@@ -12,7 +12,7 @@ import typer
 
 from sparse_transfer import cards
 from sparse_transfer.__main__ import app
-from sparse_transfer.imports import results
+from sparse_transfer.imports import results, storage
 from sparse_transfer.predictions import Predictions
 from sparse_transfer.pruning.driver import Pruner
 from sparse_transfer.pruning.layers import prunable
@@ -83,6 +83,15 @@ def test_the_table_of_tasks_says_what_the_cards_say(name):
     kinds = {source.kind for source in card.sources}
     fetched = {"torchvision" for source in card.sources if source.download}
     assert ways == (", ".join(["Hub"] * ("hub" in kinds) + sorted(fetched)) or "by hand")
+
+
+def test_the_layout_renames():
+    layout = block("A layout of others' checkpoints")["LAYOUT"]
+    own = timm.create_model("test_resnet").state_dict()
+    head = {name: name.replace("fc.", "head.") for name in own if name.startswith("fc.")}
+    stored = storage.plain({head.get(n, f"backbone.{n}"): tensor for n, tensor in own.items()})
+    translated = layout.translate(stored, "test_resnet")
+    assert layout.marks(stored) and list(translated.state) == list(own)
 
 
 def commands() -> list[str]:

@@ -11,7 +11,7 @@ from sparse_transfer.commands.app import Json, app, examples
 from sparse_transfer.commands.steps import print_json
 from sparse_transfer.errors import UserError, unknown_name
 
-LISTS = ("pruners", "tasks", "metrics", "backends", "configs", "recipes", "models")
+LISTS = ("pruners", "tasks", "metrics", "backends", "configs", "recipes", "models", "layouts")
 
 
 @app.command(epilog=examples("sparse-transfer ls pruners", "sparse-transfer ls tasks --json"))
@@ -19,7 +19,7 @@ def ls(
     what: Annotated[str, typer.Argument(help=" | ".join(LISTS))],
     as_json: Json = False,
 ) -> None:
-    """List what there is: pruners, tasks, metrics, backends, configs, recipes, models."""
+    """List what there is: pruners, tasks, metrics, backends, configs, recipes, models, layouts."""
     from sparse_transfer import listing
 
     if what not in LISTS:
@@ -35,7 +35,9 @@ def ls(
 
 @app.command(epilog=examples("sparse-transfer show gmp", "sparse-transfer show quickstart"))
 def show(
-    name: Annotated[str, typer.Argument(help="A pruner, task, metric, backend, config or recipe.")],
+    name: Annotated[
+        str, typer.Argument(help="A pruner, task, metric, backend, layout, config or recipe.")
+    ],
 ) -> None:
     """Show one thing in full: a pruner's source and options, a task card, a config."""
     from sparse_transfer import listing

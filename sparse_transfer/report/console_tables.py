@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 _AGGREGATES = ("mean of ratios, %", "ratio of means, %")
-_NUMBERS = ("about", "disk", "median ms", "p10", "p90", *_AGGREGATES, "tasks")
+_NUMBERS = ("about", "disk", "median ms", "p10", "p90", "weights", "zeros", *_AGGREGATES, "tasks")
 _NOISY = 2.0  # p90 over p10 from which a median is not worth quoting
 
 
@@ -107,6 +107,15 @@ def print_imported(told: Mapping[str, Any]) -> None:
 
 def _change(value: float | None) -> str:
     return "" if value is None else f"{100 * value:+.1f}".replace("-", "−")
+
+
+def print_effective_layers(rows: Sequence[Mapping[str, Any]]) -> None:
+    """The layers of an imported checkpoint that have zeros, and how many."""
+    table = _table("layer", "weights", "zeros", "dead channels")
+    for row in rows:
+        dead = f"{row['dead_channels']} of {row['channels']}" if "channels" in row else ""
+        table.add_row(row["layer"], f"{row['weights']:,}", f"{1 - row['density']:.2%}", dead)
+    Console().print(table)
 
 
 def _table(*columns: str) -> Table:

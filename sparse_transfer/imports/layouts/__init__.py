@@ -1,0 +1,1 @@
+"""Layouts of other projects' checkpoints: file name = layout name, symbol `LAYOUT`."""
