@@ -6,7 +6,9 @@ running a model again, and paired statistics (bootstrap over examples) become po
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,8 @@ from sparse_transfer.errors import UserError
 
 TOP = 5
 LOGITS_KEPT_UP_TO = 128  # classes; beyond it the logits of a test set outweigh everything else
+
+_REQUIRED = {"example", "label", "prediction", "log_prob", "top", "top_log_prob"}
 
 
 @dataclass(frozen=True)
@@ -86,32 +90,77 @@ class Predictions:
 
     @classmethod
     def load(cls, path: Path) -> Predictions:
-        """Read a file written by `save`.
+        """Open a file written by `save`.
+
+        Example, label and prediction are read now, the other columns when they are first used:
+        they are most of the file, and a report of thousands of files needs few of them. Files with
+        equal ids share one array of them.
 
         Raises:
-            UserError: the file is missing or is not a predictions file.
+            UserError: the file is missing or is not a predictions file; a column read later, too.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        made = object.__new__(_Stored)
+        object.__setattr__(made, "_path", path)
+        for name, values in _read(path, ("example", "label", "prediction")).items():
+            object.__setattr__(made, name, values)
+        return made
 
-        try:
-            table = pq.read_table(path)
-            columns = {name: table.column(name) for name in table.column_names}
-            return cls(
-                example=np.array(columns["example"].to_pylist(), dtype=str),
-                label=columns["label"].to_numpy(),
-                prediction=columns["prediction"].to_numpy(),
-                log_prob=columns["log_prob"].to_numpy(),
-                top=_matrix(columns["top"]),
-                top_log_prob=_matrix(columns["top_log_prob"]),
-                logits=_matrix(columns["logits"]) if "logits" in columns else None,
-            )
-        except (OSError, KeyError, pa.ArrowInvalid) as error:
-            raise UserError(
-                f"The predictions file {path} cannot be read.",
-                str(error),
-                "Delete the run folder that holds it and run the experiment again.",
-            ) from error
+
+class _Stored(Predictions):
+    """Predictions whose other columns are still in their file."""
+
+    _path: Path
+
+    def __getattr__(self, name: str) -> np.ndarray | None:
+        if name not in {field.name for field in fields(Predictions)}:
+            raise AttributeError(name)
+        value = _read(self._path, (name,)).get(name)
+        object.__setattr__(self, name, value)
+        return value
+
+
+def _read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Some columns of a file; `logits` is absent where there are none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        # without its own threads and buffers: these files are small and many
+        with pq.ParquetFile(path, memory_map=True) as file:
+            absent = _REQUIRED - set(file.schema_arrow.names)
+            if absent:
+                raise KeyError(f"It has no column {min(absent)}.")
+            table = file.read([*names], use_threads=False)
+    except (OSError, KeyError, pa.ArrowInvalid) as error:
+        raise UserError(
+            f"The predictions file {path} cannot be read.",
+            str(error.args[0]) if isinstance(error, KeyError) else str(error),
+            "Delete the run folder that holds it and run the experiment again.",
+        ) from error
+    return {name: _array(table.column(name)) for name in table.column_names}
+
+
+def _array(column) -> np.ndarray:  # noqa: ANN001 - a pyarrow chunked array
+    import pyarrow as pa
+
+    if pa.types.is_string(column.type):
+        array = column.combine_chunks()
+        _, offsets, text = array.buffers()
+        if not array.offset and offsets and text:
+            return _strings(offsets.to_pybytes(), text.to_pybytes(), len(array))
+        return np.array(array.to_pylist(), dtype=str)
+    return _matrix(column) if pa.types.is_fixed_size_list(column.type) else column.to_numpy()
+
+
+@lru_cache(maxsize=64)
+def _strings(offsets: bytes, text: bytes, count: int) -> np.ndarray:
+    """The strings of Arrow's buffers, read-only: the same array for the same ids."""
+    import pyarrow as pa
+
+    array = pa.StringArray.from_buffers(count, pa.py_buffer(offsets), pa.py_buffer(text))
+    values = np.array(array.to_pylist(), dtype=str)
+    values.flags.writeable = False
+    return values
 
 
 def _rows(matrix: np.ndarray):  # noqa: ANN202 - a pyarrow array, imported late

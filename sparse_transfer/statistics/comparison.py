@@ -34,10 +34,10 @@ from sparse_transfer.statistics.cells import (
 from sparse_transfer.statistics.examples import (
     AccuracyMetric,
     ExampleBootstrap,
-    ExampleErrors,
-    bootstrap_errors,
-    example_errors,
+    ExampleOrder,
     percentile_limits,
+    ratio_of_errors,
+    resampled_errors,
 )
 from sparse_transfer.statistics.intervals import Interval, t_interval
 from sparse_transfer.statistics.paired_tests import (
@@ -121,10 +121,13 @@ def compare(
     method_rows: list[dict[str, Any]] = []
     task_rows: list[dict[str, Any]] = []
     for group in parts:
-        examples = _Examples(group, predictions, confidence, resamples, seed)
-        for cell in group.cells():
-            paired = group.paired([cell])[0]
-            boots = [examples.bootstrap(cell, task, paired.seeds) for task in paired.tasks]
+        pairs = {cell: group.paired([cell])[0] for cell in group.cells()}
+        by_examples: Mapping[tuple[Cell, Task], ExampleBootstrap] = {}
+        if predictions is not None:
+            examples = _Examples(group, predictions, confidence, resamples, seed)
+            by_examples = examples.bootstraps(pairs)
+        for cell, paired in pairs.items():
+            boots = [by_examples.get((cell, task)) for task in paired.tasks]
             method_rows.append(_method_row(group, cell, paired, boots, margin, confidence))
             task_rows += _task_rows(group, cell, paired, boots, confidence)
     methods = pd.DataFrame(method_rows)
@@ -148,55 +151,77 @@ class _Spread:
 
 
 class _Examples:
-    """Paired bootstraps over the test examples of one group; keeps the errors of dense."""
+    """Paired bootstraps over the test examples of one group."""
 
     def __init__(
-        self,
-        group: Group,
-        load: LoadPredictions | None,
-        confidence: float,
-        resamples: int,
-        seed: int,
+        self, group: Group, load: LoadPredictions, confidence: float, resamples: int, seed: int
     ) -> None:
         self.group, self.load = group, load
         self.confidence, self.resamples, self.seed = confidence, resamples, seed
-        self.dense: dict[tuple[Task, tuple[int, ...]], ExampleErrors] = {}
+        stored = group.frame["predictions"].notna() if "predictions" in group.frame else None
+        self.stored = np.ones(len(group.frame), bool) if stored is None else stored.to_numpy()
+        self.seeds = group.frame["upstream_seed"].to_numpy()
 
-    def bootstrap(self, cell: Cell, task: Task, seeds: list[int]) -> ExampleBootstrap | None:
-        """The bootstrap of one r_t; None for dense itself and without predictions."""
+    def bootstraps(
+        self, pairs: Mapping[Cell, PairedErrors]
+    ) -> dict[tuple[Cell, Task], ExampleBootstrap]:
+        """The bootstrap of every r_t of the group whose predictions are stored.
+
+        All cells are scored on the same resampled test sets of a task.
+        """
+        found: dict[tuple[Cell, Task], ExampleBootstrap] = {}
         dense = self.group.dense
-        if self.load is None or dense is None or cell == dense:
-            return None
-        if not (self._are_stored(dense, task) and self._are_stored(cell, task)):
-            return None
-        key = (task, tuple(seeds))
-        if key not in self.dense:
-            self.dense[key] = self._errors(self.load, dense, task, seeds)
-        return bootstrap_errors(
-            self.dense[key],
-            self._errors(self.load, cell, task, seeds),
-            metric=cast(AccuracyMetric, self.group.metric(cell, task)),
-            confidence=self.confidence,
+        if dense is None:
+            return found
+        for task in self.group.tasks:
+            cells = [
+                (cell, tuple(paired.seeds))
+                for cell, paired in pairs.items()
+                if cell != dense
+                and task in paired.tasks
+                and self._are_stored(dense, task)
+                and self._are_stored(cell, task)
+            ]
+            if cells:
+                found |= self._of_task(task, dense, cells)
+        return found
+
+    def _of_task(
+        self, task: Task, dense: Cell, cells: Sequence[tuple[Cell, tuple[int, ...]]]
+    ) -> dict[tuple[Cell, Task], ExampleBootstrap]:
+        """Dense once per set of paired seeds, every cell once, all on the same test sets."""
+        wanted = list(dict.fromkeys([*((dense, seeds) for _, seeds in cells), *cells]))
+        order = ExampleOrder()
+        errors = [self._errors(order, cell, task, seeds) for cell, seeds in wanted]
+        drawn = resampled_errors(
+            order.label,
+            np.stack(errors, axis=1),
+            metric=cast(AccuracyMetric, self.group.metric(dense, task)),
             resamples=self.resamples,
             # Test sets of different tasks are independent, so their draws must be.
             seed=derive(self.seed, *task),
         )
+        column = {one: drawn[:, place] for place, one in enumerate(wanted)}
+        return {
+            (cell, task): ratio_of_errors(
+                column[dense, seeds], column[cell, seeds], confidence=self.confidence
+            )
+            for cell, seeds in cells
+        }
 
     def _are_stored(self, cell: Cell, task: Task) -> bool:
-        frame = self.group.frame
-        if "predictions" not in frame.columns:
-            return True
-        return bool(frame["predictions"].iloc[self.group.runs(cell, task)].notna().all())
+        return bool(self.stored[self.group.runs(cell, task)].all())
 
     def _errors(
-        self, load: LoadPredictions, cell: Cell, task: Task, seeds: list[int]
-    ) -> ExampleErrors:
-        rows = self.group.frame.iloc[self.group.runs(cell, task)]
-        rows = rows[rows["upstream_seed"].isin(seeds)]
-        runs = rows["upstream_seed"].map(rows["upstream_seed"].value_counts())
-        records = cast("list[dict[str, Any]]", rows.to_dict("records"))
+        self, order: ExampleOrder, cell: Cell, task: Task, seeds: Sequence[int]
+    ) -> NDArray[np.float64]:
+        """(n,) the share of the cell's models that err on each example."""
+        runs = self.group.runs(cell, task)
+        runs = runs[np.isin(self.seeds[runs], seeds)]
+        rows = cast("list[dict[str, Any]]", self.group.frame.iloc[runs].to_dict("records"))
         # Upstream seeds weigh alike, however many transfer seeds each has.
-        return example_errors([load(row) for row in records], [1 / float(n) for n in runs])
+        weights = [1 / float((self.seeds[runs] == seed).sum()) for seed in self.seeds[runs]]
+        return order.share([self.load(row) for row in rows], weights)
 
 
 def _method_row(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +15,8 @@ from sparse_transfer.seeds import derive
 from sparse_transfer.statistics.relative_error import relative_error_increase
 
 AccuracyMetric = Literal["top1", "mean_per_class"]
+
+_DRAWN_AT_ONCE = 1_000_000  # examples: what a block of test sets may hold
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class ExampleBootstrap:
 
 
 def example_errors(
-    models: Sequence[Predictions], weights: Sequence[float] | None = None
+    models: Iterable[Predictions], weights: Sequence[float] | None = None
 ) -> ExampleErrors:
     """Merge the predictions of one cell's seeds, matched by example id.
 
@@ -54,17 +56,53 @@ def example_errors(
     Raises:
         UserError: the models did not see the same examples.
     """
-    orders = [np.argsort(model.example) for model in models]
-    example = models[0].example[orders[0]]
-    label = models[0].label[orders[0]]
-    if np.any(example[1:] == example[:-1]):
-        raise _other_examples("An example id occurs twice in one file.")
-    errors = []
-    for model, order in zip(models, orders, strict=True):
-        _check_same(example, label, model.example[order], model.label[order])
-        errors.append(model.prediction[order] != model.label[order])
-    share = np.average(np.stack(errors), axis=0, weights=weights)
-    return ExampleErrors(example, label.astype(np.int64), share)
+    order = ExampleOrder()
+    share = order.share(models, weights)
+    return ExampleErrors(order.example, order.label, share)
+
+
+class ExampleOrder:
+    """Brings the models of one test set into one order of examples, that of the sorted ids.
+
+    Ids are sorted and compared once for all models that share one array of them, as those that
+    `Predictions.load` reads do.
+
+    Attributes:
+        example: (n,) str, sorted ids; known once a model was seen, as is `label`.
+        label: (n,) int, the true classes.
+    """
+
+    def __init__(self) -> None:
+        self.example: NDArray[np.str_] = np.zeros(0, dtype=str)
+        self.label: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        self._orders: dict[int, tuple[NDArray[np.str_], NDArray[np.intp]]] = {}
+
+    def share(
+        self, models: Iterable[Predictions], weights: Sequence[float] | None = None
+    ) -> NDArray[np.float64]:
+        """(n,) in [0, 1], the (weighted) share of the models that are wrong on each example.
+
+        Raises:
+            UserError: a model did not see the examples of the models before it.
+        """
+        return np.average(np.stack([self._wrong(one) for one in models]), axis=0, weights=weights)
+
+    def _wrong(self, model: Predictions) -> NDArray[np.bool_]:
+        ids = model.example
+        is_first, is_known = not self._orders, id(ids) in self._orders
+        if not is_known:  # the array is held, so that its address stays its own
+            self._orders[id(ids)] = ids, np.argsort(ids)
+        order = self._orders[id(ids)][1]
+        label = model.label[order]
+        if is_first:
+            self.example, self.label = ids[order], label.astype(np.int64)
+            if np.any(self.example[1:] == self.example[:-1]):
+                raise _other_examples("An example id occurs twice in one file.")
+        elif is_known:
+            _check_labels(self.example, self.label, label)
+        else:
+            _check_same(self.example, self.label, ids[order], label)
+        return model.prediction[order] != label
 
 
 def paired_bootstrap(
@@ -117,28 +155,69 @@ def bootstrap_errors(
 ) -> ExampleBootstrap:
     """`paired_bootstrap` for predictions that are merged already.
 
-    Examples on which both cells err alike are interchangeable, so resampling n examples is one
-    multinomial draw over the few distinct pairs of errors: exact, and independent of n in cost.
+    Raises:
+        UserError: dense and sparse models did not see the same examples.
     """
     _check_same(dense.example, dense.label, sparse.example, sparse.label)
+    error = np.stack([dense.error, sparse.error], axis=1)
+    sums = resampled_errors(dense.label, error, metric=metric, resamples=resamples, seed=seed)
+    return ratio_of_errors(sums[:, 0], sums[:, 1], confidence=confidence)
+
+
+def resampled_errors(
+    label: NDArray[np.int64],
+    error: NDArray[np.float64],
+    *,
+    metric: AccuracyMetric,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> NDArray[np.float64]:
+    """The errors of many cells on the test set as it is and on the same resampled test sets.
+
+    An example on which no cell errs adds nothing wherever it is drawn: how many draws fall on the
+    others is one binomial number per test set (and class), and only these are drawn one by one.
+
+    Args:
+        label: (n,) true classes.
+        error: (n, cells) shares of models that are wrong, see `ExampleErrors`.
+        metric: top1 draws from all examples, mean_per_class within each class.
+        resamples, seed: see `paired_bootstrap`.
+
+    Returns:
+        (1 + resamples, cells): the metric's error, first of the test set itself.
+    """
     generator = np.random.default_rng(derive(seed, "examples"))
-    n = len(dense.label)
-    group = dense.label if metric == "mean_per_class" else np.zeros(n, dtype=np.int64)
-    groups = np.unique(group)
-    pairs = np.stack([dense.error, sparse.error], axis=1).round(9)
-    sums = np.zeros((resamples, 2))
-    total = np.zeros(2)
-    for value in groups:
-        kinds, counts = np.unique(pairs[group == value], axis=0, return_counts=True)
-        size = int(counts.sum())
-        draws = generator.multinomial(size, counts / size, size=resamples)
-        sums += draws @ kinds / size
-        total += counts @ kinds / size
-    estimate = float(relative_error_increase(total[0], total[1]))
+    stratum = np.unique(label, return_inverse=True)[1] if metric == "mean_per_class" else label * 0
+    size = np.bincount(stratum)
+    # with this weight the sum over examples is the mean over strata of their mean error
+    weighted = error / (size[stratum] * len(size))[:, None]
+    order = np.argsort(stratum, kind="stable")
+    order = order[error[order].any(axis=1)]
+    weighted, hit = weighted[order], np.bincount(stratum[order], minlength=len(size))
+    start = np.cumsum(hit) - hit
+    found = np.empty((1 + resamples, error.shape[1]))
+    found[0] = weighted.sum(axis=0)
+    block = max(1, _DRAWN_AT_ONCE // max(1, len(order)))
+    for first in range(0, resamples, block):
+        count = min(block, resamples - first)
+        draws = generator.binomial(size, hit / size, size=(count, len(size))).ravel()
+        place = (np.arange(count)[:, None] * len(order) + start).ravel()
+        within = generator.random(int(draws.sum())) * np.repeat(np.tile(hit, count), draws)
+        drawn = np.repeat(place, draws) + within.astype(np.int64)
+        times = np.bincount(drawn, minlength=count * len(order)).reshape(count, len(order))
+        found[1 + first : 1 + first + count] = times @ weighted
+    return found
+
+
+def ratio_of_errors(
+    dense: NDArray[np.float64], sparse: NDArray[np.float64], *, confidence: float = 0.95
+) -> ExampleBootstrap:
+    """The relative error increase of two columns of `resampled_errors`, with its limits."""
+    ratios = relative_error_increase(dense, sparse)
+    estimate, replicates = float(ratios[0]), ratios[1:]
     if np.isnan(estimate):
-        nothing = np.full(resamples, np.nan)
+        nothing = np.full(len(replicates), np.nan)
         return ExampleBootstrap(estimate, estimate, estimate, nothing)
-    replicates = relative_error_increase(sums[:, 0], sums[:, 1])
     replicates = np.where(np.isnan(replicates), np.inf, replicates)
     low, high = percentile_limits(replicates, confidence)
     return ExampleBootstrap(estimate, low, high, replicates)
@@ -170,6 +249,12 @@ def _check_same(
             f"{different.size} of {len(example)} ids differ, first '{example[first]}' and "
             f"'{other_example[first]}'."
         )
+    _check_labels(example, label, other_label)
+
+
+def _check_labels(
+    example: NDArray[np.str_], label: NDArray[np.int64], other_label: NDArray[np.int64]
+) -> None:
     if np.any(label != other_label):
         first = example[int(np.flatnonzero(label != other_label)[0])]
         raise _other_examples(f"The label of example '{first}' differs.")
