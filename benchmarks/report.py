@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
@@ -75,7 +76,10 @@ def main() -> int:
         files = list(page.parent.iterdir())
         runs = len(list(store.root.glob("*/*/result.json")))
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores")
-    print(f"{runs} runs: {seconds:.1f} s (limit {SECONDS:g}); page {size / 1e6:.2f} MB (limit 5)")
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = spent.ru_utime + spent.ru_stime
+    print(f"{runs} runs: {seconds:.1f} s (limit {SECONDS:g}), {cpu:.1f} s of a processor")
+    print(f"page {size / 1e6:.2f} MB (limit 5)")
     print(f"{len(files)} files beside it, {sum(one.stat().st_size for one in files) / 1e6:.1f} MB")
     return int(seconds >= SECONDS or size >= BYTES)
 

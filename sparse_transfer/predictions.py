@@ -18,8 +18,6 @@ from sparse_transfer.errors import UserError
 TOP = 5
 LOGITS_KEPT_UP_TO = 128  # classes; beyond it the logits of a test set outweigh everything else
 
-_REQUIRED = {"example", "label", "prediction", "log_prob", "top", "top_log_prob"}
-
 
 @dataclass(frozen=True)
 class Predictions:
@@ -127,10 +125,10 @@ def _read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     try:
         # without its own threads and buffers: these files are small and many
         with pq.ParquetFile(path, memory_map=True) as file:
-            absent = _REQUIRED - set(file.schema_arrow.names)
-            if absent:
-                raise KeyError(f"It has no column {min(absent)}.")
-            table = file.read([*names], use_threads=False)
+            table = file.read([*names], use_threads=False)  # drops names that are not there
+        absent = {*names} - {"logits", *table.column_names}
+        if absent:
+            raise KeyError(f"It has no column {min(absent)}.")
     except (OSError, KeyError, pa.ArrowInvalid) as error:
         raise UserError(
             f"The predictions file {path} cannot be read.",

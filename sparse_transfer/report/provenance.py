@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from sparse_transfer.report.cells import Column, Table, with_values
+from sparse_transfer.report.cells import Column, Table, records, with_values
 
 RUN_COLUMNS = (
     Column("run", "run"),
@@ -39,16 +39,20 @@ FAILURE_COLUMNS = (
 
 def runs_table(frame: pd.DataFrame) -> Table:
     """One row per run with what it was."""
-    rows = []
-    for (stage, run), part in frame.groupby(["stage", "run"], sort=False):
-        first = part.iloc[0]
-        seeds = sorted({int(seed) for seed in part["transfer_seed"].dropna()})
-        profiles = [str(profile) for profile in dict.fromkeys(part["profile"].dropna())]
-        row = {"stage": stage, "run": run, "profiles": ", ".join(profiles)}
-        row |= {name: first[name] for name in ("arm", "model", "method", "sparsity", "task")}
-        row |= {name: first[name] for name in ("upstream_seed", "recipe", "image_size")}
-        row |= {"transfer_seeds": ", ".join(map(str, seeds)), "split": str(first["split_hash"])[:8]}
-        rows.append(row)
+    runs: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in records(frame):
+        known = runs.setdefault((row["stage"], row["run"]), {**row, "of": {}, "by": set()})
+        known["of"][str(row["profile"])] = not pd.isna(row["profile"])
+        known["by"] |= set() if pd.isna(row["transfer_seed"]) else {int(row["transfer_seed"])}
+    names = ("stage", "run", "arm", "model", "method", "sparsity", "task")
+    names += ("upstream_seed", "recipe", "image_size")
+    rows = [
+        {name: run[name] for name in names}
+        | {"profiles": ", ".join(name for name, is_known in run["of"].items() if is_known)}
+        | {"transfer_seeds": ", ".join(map(str, sorted(run["by"])))}
+        | {"split": str(run["split_hash"])[:8]}
+        for run in runs.values()
+    ]
     made = pd.DataFrame(rows)
     title = f"{len(made)} finished runs"
     return Table("runs", title, made, with_values(made, RUN_COLUMNS))

@@ -161,6 +161,7 @@ class _Examples:
         stored = group.frame["predictions"].notna() if "predictions" in group.frame else None
         self.stored = np.ones(len(group.frame), bool) if stored is None else stored.to_numpy()
         self.seeds = group.frame["upstream_seed"].to_numpy()
+        self.rows = cast("list[dict[str, Any]]", group.frame.to_dict("records"))
 
     def bootstraps(
         self, pairs: Mapping[Cell, PairedErrors]
@@ -218,10 +219,9 @@ class _Examples:
         """(n,) the share of the cell's models that err on each example."""
         runs = self.group.runs(cell, task)
         runs = runs[np.isin(self.seeds[runs], seeds)]
-        rows = cast("list[dict[str, Any]]", self.group.frame.iloc[runs].to_dict("records"))
         # Upstream seeds weigh alike, however many transfer seeds each has.
         weights = [1 / float((self.seeds[runs] == seed).sum()) for seed in self.seeds[runs]]
-        return order.share([self.load(row) for row in rows], weights)
+        return order.share([self.load(self.rows[run]) for run in runs], weights)
 
 
 def _method_row(

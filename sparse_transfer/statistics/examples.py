@@ -16,7 +16,7 @@ from sparse_transfer.statistics.relative_error import relative_error_increase
 
 AccuracyMetric = Literal["top1", "mean_per_class"]
 
-_DRAWN_AT_ONCE = 1_000_000  # examples: what a block of test sets may hold
+_DRAWN_AT_ONCE = 100_000  # examples of a block of test sets: what fits into a core's cache
 
 
 @dataclass(frozen=True)
