@@ -14,6 +14,7 @@ from sparse_transfer.report import answer, cost_tables, imported, tables
 from sparse_transfer.report.cells import Table
 from sparse_transfer.report.figures import Drawing
 from sparse_transfer.report.html import Section, page
+from sparse_transfer.report.latex import latex
 from sparse_transfer.report.material import LoadPredictions, Material
 from sparse_transfer.report.sections import ALL
 from sparse_transfer.report.tables import Group
@@ -140,7 +141,7 @@ def build(
 
 
 def save(report: Report, out: Path) -> Path:
-    """Write index.html, summary.md, a CSV per table and figure, an SVG per figure.
+    """Write index.html, summary.md, CSV and LaTeX of every table, SVG and CSV of every figure.
 
     Files that an earlier report left in the folder and this one does not have are removed.
 
@@ -159,7 +160,8 @@ def save(report: Report, out: Path) -> Path:
     _write_text(out / "summary.md", markdown(*head, report.verdict, report.summary, report.closing))
     for table in report.tables:
         table.save(out / f"{table.name}.csv")
-        written.append(f"{table.name}.csv")
+        _write_text(out / f"{table.name}.tex", latex(table))
+        written += [f"{table.name}.csv", f"{table.name}.tex"]
     for drawing in report.drawings:
         _write_text(out / f"{drawing.name}.svg", drawing.file)
         _write_text(out / f"{drawing.name}.csv", drawing.data.to_csv(index=False))
