@@ -94,6 +94,7 @@ def collect(store: Store, name: str | None) -> Results:
     machine: dict[str, Any] = {}
     raw: dict[str, list[str]] = {}
     learned: dict[tuple[str, ...], list[float]] = {}
+    references: dict[str, str] = {}
     for arm_name, arm in record["arms"].items():
         macs: dict[str, tuple[float, float]] = {}
         for run in arm["runs"]:
@@ -134,6 +135,7 @@ def collect(store: Store, name: str | None) -> Results:
             checkpoint = manifest["parents"].get("checkpoint", {"id": run["id"]})["id"]
             for row in result.get("rows", ()):
                 rows.append({**shared, **_flat(row, folder), "checkpoint": checkpoint})
+                references[row["task"]] = run.get("task", row["task"])
             bench += [
                 {**shared, **row, "checkpoint": checkpoint} for row in result.get("bench", ())
             ]
@@ -186,6 +188,7 @@ def collect(store: Store, name: str | None) -> Results:
         "answer": record.get("answer"),
         "layers": layers,
         "skipped": skipped,
+        "references": references,
         "failures": failures,
         "versions": versions,
         "machine": machine or {"system": platform.system()},

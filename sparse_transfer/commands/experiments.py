@@ -180,9 +180,10 @@ def report(
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder; default: RUNS/report/NAME.")] = None,
+    data_root: DataRoot = None,
     runs: Runs = Path("runs"),
     debug: Debug = False,
 ) -> None:
     """Write the report from the results that are there: HTML, CSV, Markdown, and a table here."""
     set_up(debug)
-    write_report(name, runs, out)
+    write_report(name, runs, out, data_root)

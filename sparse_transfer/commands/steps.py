@@ -66,7 +66,7 @@ def run_plan(
         if context.accelerator.num_processes > 1:
             context.accelerator.end_training()
     if is_main() and ("report" in stages or not (stages or only or share)):
-        write_report(experiment.name, runs, None)
+        write_report(experiment.name, runs, None, data_root)
     return EXIT_FAILED_RUN if failed else 0
 
 
@@ -106,16 +106,20 @@ def say_availability(data_root: Path | None, runs: Path) -> int:
     return EXIT_BAD_INPUT if count["broken"] else 0
 
 
-def write_report(name: str | None, runs: Path, out: Path | None) -> None:
+def write_report(
+    name: str | None, runs: Path, out: Path | None, data_root: Path | None = None
+) -> None:
     from rich.console import Console
 
     from sparse_transfer import gather
+    from sparse_transfer.originals import Originals
     from sparse_transfer.report.terminal import print_report
     from sparse_transfer.report.write import build, save
     from sparse_transfer.store import Store
 
     results = gather.collect(Store(runs), name)
-    made = build(results.frame, results.bench, results.facts, results.predictions)
+    images = Originals(results.facts["references"], data_root, cache_folder(runs))
+    made = build(results.frame, results.bench, results.facts, results.predictions, images)
     page = save(made, out or runs / "report" / results.facts["experiment"])
     print_report(made.facts["title"], made.verdict, made.summary, Console(), made.closing)
     typer.echo(f"Report: {page}")

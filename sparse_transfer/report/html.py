@@ -12,20 +12,22 @@ import jinja2
 from sparse_transfer.report.cells import Table
 from sparse_transfer.report.colours import assign, css_variables, variable
 from sparse_transfer.report.figures import Drawing
+from sparse_transfer.report.pictures import Picture
 
 HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class Part:
-    """Drawings and tables under one heading of the third level (may be empty)."""
+    """Drawings, pictures and tables under one heading of the third level (may be empty)."""
 
     title: str = ""
     drawings: tuple[Drawing, ...] = ()
     tables: tuple[Table, ...] = ()
+    pictures: tuple[Picture, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.drawings or self.tables)
+        return bool(self.drawings or self.tables or self.pictures)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from sparse_transfer.originals import Found
 from sparse_transfer.predictions import Predictions
 from sparse_transfer.report import layers
 from sparse_transfer.report.cells import slug
@@ -17,6 +18,7 @@ from sparse_transfer.report.tables import Group
 from sparse_transfer.statistics import Comparison
 
 LoadPredictions = Callable[[Mapping[str, Any]], Predictions]
+LoadImages = Callable[[str, Sequence[str]], Found]
 Place = tuple[str, str]
 
 
@@ -35,6 +37,7 @@ class Material:
             and in a demo.
         further: rows of upstream checkpoints on further test sets, which no comparison joins;
             may be empty.
+        images: finds test images of a task by their ids; None where nobody knows a place.
     """
 
     frame: pd.DataFrame
@@ -45,6 +48,7 @@ class Material:
     contrasts: pd.DataFrame
     predictions: LoadPredictions | None = None
     further: pd.DataFrame = field(default_factory=pd.DataFrame)
+    images: LoadImages | None = None
 
     @property
     def is_demo(self) -> bool:

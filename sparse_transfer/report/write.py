@@ -15,7 +15,7 @@ from sparse_transfer.report.cells import Table
 from sparse_transfer.report.figures import Drawing
 from sparse_transfer.report.html import Section, page
 from sparse_transfer.report.latex import latex
-from sparse_transfer.report.material import LoadPredictions, Material
+from sparse_transfer.report.material import LoadImages, LoadPredictions, Material
 from sparse_transfer.report.sections import ALL
 from sparse_transfer.report.tables import Group
 from sparse_transfer.report.terminal import markdown
@@ -65,12 +65,13 @@ def write(
     facts: Mapping[str, Any],
     predictions: LoadPredictions | None,
     out: Path,
+    images: LoadImages | None = None,
 ) -> Path:
     """Build the report of an experiment and write it into a folder.
 
     Args, return value and errors: see `build` and `save`.
     """
-    return save(build(frame, bench, facts, predictions), out)
+    return save(build(frame, bench, facts, predictions, images), out)
 
 
 def build(
@@ -78,6 +79,7 @@ def build(
     bench: pd.DataFrame,
     facts: Mapping[str, Any],
     predictions: LoadPredictions | None,
+    images: LoadImages | None = None,
 ) -> Report:
     """Compute everything that a report shows.
 
@@ -94,6 +96,7 @@ def build(
             `versions`, `machine` (name → value).
         predictions: loads the stored predictions of a row, for intervals over test examples; None,
             or rows without the column `predictions`, go without them.
+        images: finds test images, to show some that newly fail.
 
     Raises:
         UserError: a value that is no number, a result that occurs twice, unreadable predictions.
@@ -123,7 +126,17 @@ def build(
         is_demo=is_demo,
         failures=len(known["failures"]),
     )
-    material = Material(frame, measured, known, groups, comparison, contrasts, load, further)
+    material = Material(
+        frame,
+        measured,
+        known,
+        groups,
+        comparison,
+        contrasts,
+        predictions=load,
+        further=further,
+        images=images,
+    )
     sections = [made for section in ALL if (made := section(material))]
     sections = [imported.marked(section, known["imported"]) for section in sections]
     summary = [
