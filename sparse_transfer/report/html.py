@@ -70,6 +70,7 @@ def page(
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["unbroken"] = _unbroken
+    environment.filters["js_number"] = _js_number
     looks = {name: variable(colour) for name, (colour, _) in assign(methods).items()}
     return environment.get_template("page.html").render(
         title=facts["title"],
@@ -89,3 +90,8 @@ def page(
 def _unbroken(text: str) -> str:
     """Text whose numbers stay with their unit, and names with a hyphen whole, at line ends."""
     return text.replace(" %", "\u00a0%").replace("L-BFGS", "L\u2011BFGS")
+
+
+def _js_number(value: float) -> str:
+    """A number as JavaScript reads it: Python's `inf` would be no number there."""
+    return f"{value:.12g}".replace("inf", "Infinity")

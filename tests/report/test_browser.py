@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,23 +29,71 @@ FLAGS = (
     "--window-size=1600,1200",
     "--dump-dom",
 )
-PROBE = """<script>
+# Every probe runs in the page after its own script and leaves what it saw in `seen`.
+HELP = """
+const visible = (table) => [...table.querySelectorAll("tbody tr:not([hidden])")];
+const texts = (rows) => rows.map((row) => [...row.cells].map((cell) => cell.textContent.trim()));
+const changed = (box, value) => {
+  box.value = value; box.dispatchEvent(new Event("input", { bubbles: true }));
+};
+"""
+SIZES = "seen.inner = innerWidth; seen.width = document.documentElement.scrollWidth;"
+SORTS = """
+seen.tables = [...document.querySelectorAll("figure.table")].map((table) => ({
+  id: table.id,
+  columns: [...table.querySelectorAll("thead th")].map((head, column) => {
+    const button = head.querySelector("button");
+    const look = () => ({
+      sort: head.getAttribute("aria-sort"),
+      cells: visible(table).map((row) => [
+        row.cells[column].dataset.sort ?? null, row.cells[column].textContent.trim()]),
+    });
+    const before = texts(visible(table)).join();
+    button.click(); const rising = look();
+    button.click(); const falling = look();
+    button.click();
+    return { rising, falling, back: texts(visible(table)).join() === before,
+             focusable: button.tabIndex === 0 && button.type === "button",
+             sorted: head.hasAttribute("aria-sort") };
+  }),
+}));
+"""
+FILTERS = """
 const table = document.querySelector("#tasks-main");
-const first = () => table.querySelector("tbody tr:not([hidden])").textContent;
-const visible = () => table.querySelectorAll("tbody tr:not([hidden])").length;
-const seen = { inner: innerWidth, width: document.documentElement.scrollWidth, all: visible() };
-const value = [...table.querySelectorAll("thead button")].find(
-  (button) => button.textContent.startsWith("errors"));
-value.click(); value.click();
-seen.most = [...table.querySelectorAll("tbody tr")].slice(0, 2).map(
-  (row) => Number(row.cells[[...table.querySelectorAll("th")].indexOf(value.closest("th"))]
-    .dataset.sort));
-seen.sorted = value.closest("th").getAttribute("aria-sort");
-const search = table.querySelector("input[type=search]");
-search.value = "signs full"; search.dispatchEvent(new Event("input", { bubbles: true }));
-seen.filtered = visible(); seen.row = first();
-parent.document.body.dataset.seen = JSON.stringify(seen);
-</script>"""
+const [mode, task, method] = table.querySelectorAll("select");
+const count = () => [visible(table).length, table.querySelector("output").textContent];
+const reset = table.querySelector("form button");
+seen.all = count(); seen.hidden = reset.hidden;
+seen.options = [mode, task, method].map((choice) => [...choice.options].map((one) => one.value));
+changed(mode, "Full fine-tuning"); seen.one = count();
+changed(task, "signs"); seen.two = count();
+changed(method, "gmp"); seen.three = count(); seen.rows = texts(visible(table));
+changed(table.querySelector("input"), "95 GMP"); seen.four = count();
+seen.resettable = !reset.hidden;
+seen.labels = [...table.querySelectorAll("form input, form select")].every(
+  (box) => box.getAttribute("aria-label"));
+reset.click();
+await new Promise((done) => setTimeout(done, 50));
+seen.again = count(); seen.hidden_again = reset.hidden;
+"""
+COLOURS = """
+const back = (node) => {
+  for (; node; node = node.parentElement) {
+    const colour = getComputedStyle(node).backgroundColor;
+    if (colour !== "rgba(0, 0, 0, 0)") return colour;
+  }
+};
+seen.pairs = [...document.querySelectorAll("td, td small, th button, .note, .held, figcaption, a")]
+  .filter((node) => node.textContent.trim())
+  .map((node) => [getComputedStyle(node).color, back(node)].join("|"));
+seen.pairs = [...new Set(seen.pairs)];
+"""
+PRINTED = """
+seen.cut = [...document.querySelectorAll(".scroll")].filter(
+  (box) => box.scrollWidth > box.clientWidth + 1).map((box) => box.getAttribute("aria-label"));
+seen.link = getComputedStyle(document.querySelector(".files a"), "::after").content;
+seen.controls = getComputedStyle(document.querySelector(".filter")).display;
+"""
 
 
 @pytest.fixture(scope="module")
@@ -61,23 +110,62 @@ def page(study, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("width", [1440, 390])
-def test_the_page_works_and_fits(browser, page, tmp_path, width):
-    probe = tmp_path / "probe.html"
-    inner = html.escape(page.read_text().replace("</body>", PROBE + "</body>"))
-    # A frame: a headless window is never narrower than 500 px.
-    frame = f'<iframe style="border:0;width:{width}px;height:900px" srcdoc="{inner}"></iframe>'
-    probe.write_text(f"<!doctype html><meta charset=utf-8><body>{frame}")
-    dom, log = opened(browser, probe, tmp_path / "profile")
-    found = re.search(r'data-seen="([^"]*)"', dom)
-    assert found, log
-    seen = json.loads(html.unescape(found[1]))
-    assert "CONSOLE" not in log, log
+def test_the_page_fits(browser, page, tmp_path, width):
+    seen = probed(browser, page.read_text(), tmp_path, SIZES, width)
     assert seen["inner"] == width
     assert seen["width"] <= width
-    assert seen["sorted"] == "descending"
-    assert seen["most"][0] >= seen["most"][1] > 0
-    assert 0 < seen["filtered"] < seen["all"]
-    assert "signs" in seen["row"]
+
+
+def test_every_column_of_every_table_sorts_both_ways_and_back(browser, page, tmp_path):
+    tables = probed(browser, page.read_text(), tmp_path, SORTS)["tables"]
+    assert len(tables) > 5
+    kinds = set()
+    for table in tables:
+        for number, column in enumerate(table["columns"]):
+            where = f"{table['id']}, column {number}"
+            assert column["back"] and column["focusable"] and not column["sorted"], where
+            for way, word in (("rising", "ascending"), ("falling", "descending")):
+                assert column[way]["sort"] == word
+                cells = column[way]["cells"]
+                filled = [cell for cell in cells if cell[1]]
+                assert cells[: len(filled)] == filled, f"{where}: empty cells come last"
+                keys = [natural(*cell) for cell in filled]
+                kinds |= {type(cell[0]) for cell in filled}
+                assert keys == sorted(keys, reverse=way == "falling"), where
+    assert kinds == {str, type(None)}  # numbers and texts were both there
+
+
+def test_filters_work_together_are_counted_and_reset(browser, page, tmp_path):
+    seen = probed(browser, page.read_text(), tmp_path, FILTERS)
+    total = seen["all"][0]
+    assert seen["all"] == seen["again"] == [total, f"{total} rows"]
+    assert seen["options"][2] == ["", "acdc", "dense", "fggp", "gmp"]
+    counts = [seen[name][0] for name in ("all", "one", "two", "three", "four")]
+    assert counts == [112, 35, 7, 2, 1]
+    assert seen["four"][1] == "1 of 112 rows"
+    assert all(row[:3] == ["Full fine-tuning", "signs", "gmp"] for row in seen["rows"])
+    assert seen["hidden"] and seen["resettable"] and seen["hidden_again"] and seen["labels"]
+
+
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_text_stands_out_from_its_ground(browser, page, tmp_path, scheme):
+    flag = f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}"
+    pairs = probed(browser, page.read_text(), tmp_path, COLOURS, 1440, flag)["pairs"]
+    pairs = [[rgb(colour) for colour in pair.split("|")] for pair in pairs]
+    assert len(pairs) >= 3
+    assert (luminance(pairs[0][1]) < 0.2) == (scheme == "dark")
+    for text, ground in pairs:
+        light, dark = sorted([luminance(text), luminance(ground)], reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, (text, ground)  # WCAG 2, level AA
+
+
+def test_nothing_is_cut_on_paper(browser, page, tmp_path):
+    """The print style at the width of A4 inside its margins."""
+    text = page.read_text().replace("@media print", "@media all")
+    seen = probed(browser, text, tmp_path, PRINTED, 688)
+    assert seen["cut"] == []
+    assert seen["controls"] == "none"
+    assert re.search(r"\.(csv|svg)", seen["link"])  # a printed figure says which file it is
 
 
 def test_it_opens_from_disk_without_an_error(browser, page, tmp_path):
@@ -88,8 +176,46 @@ def test_it_opens_from_disk_without_an_error(browser, page, tmp_path):
     assert '<option value="Full fine-tuning">' in dom
 
 
-def opened(browser: str, path: Path, profile: Path) -> tuple[str, str]:
+def probed(
+    browser: str, page: str, folder: Path, script: str, width: int = 1440, *flags: str
+) -> dict[str, Any]:
+    """What a script sees in the page at a width, in a frame: windows are 500 px wide or more."""
+    probe = f"""<script type="module">{HELP} const seen = {{}}; {script}
+      parent.document.body.dataset.seen = JSON.stringify(seen);</script>"""
+    inner = html.escape(page.replace("</body>", probe + "</body>"))
+    frame = f'<iframe style="border:0;width:{width}px;height:900px" srcdoc="{inner}"></iframe>'
+    path = folder / "probe.html"
+    path.write_text(
+        '<!doctype html><meta charset=utf-8><meta name="color-scheme" content="light dark">'
+        f"<body>{frame}"
+    )
+    dom, log = opened(browser, path, folder / "profile", *flags)
+    assert "CONSOLE" not in log, log
+    found = re.search(r'data-seen="([^"]*)"', dom)
+    assert found, log
+    return json.loads(html.unescape(found[1]))
+
+
+def natural(sort: str | None, text: str) -> tuple[Any, ...]:
+    """What a cell is sorted by: its number, or its text with the numbers in it as numbers."""
+    if sort is not None:
+        return (float(sort.replace("Infinity", "inf")),)
+    parts = re.split(r"(\d+)", text.lower())
+    return tuple((0, int(one), "") if one.isdigit() else (1, 0, one) for one in parts if one)
+
+
+def rgb(colour: str) -> list[float]:
+    return [float(value) / 255 for value in re.findall(r"[\d.]+", colour)[:3]]
+
+
+def luminance(colour: list[float]) -> float:
+    """Relative luminance as WCAG 2 defines it."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def opened(browser: str, path: Path, profile: Path, *flags: str) -> tuple[str, str]:
     """The page's DOM after its scripts ran, and what the browser logged."""
-    command = [browser, *FLAGS, f"--user-data-dir={profile}", path.as_uri()]
+    command = [browser, *FLAGS, *flags, f"--user-data-dir={profile}", path.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     return done.stdout, done.stderr

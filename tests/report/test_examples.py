@@ -55,7 +55,7 @@ def part(material):
 
 def test_only_what_dense_knows_and_the_pruned_model_does_not(part, small):
     (table,) = part.tables
-    assert table.title == "acdc 95 % sparse, full fine-tuning: 12 newly failing images"
+    assert part.title == "acdc 95 % sparse, full fine-tuning"
     assert len(table.frame) == MOST and table.frame["task"].value_counts().to_dict() == {
         "birds": 6, "signs": 6,
     }  # fmt: skip

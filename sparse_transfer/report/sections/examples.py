@@ -87,14 +87,12 @@ def _part(material: Material, load: LoadPredictions, place: Place, most_bytes: i
     if not failures:
         return None
     looked, reasons = _look_up(material, failures)
-    name = f"{row['method']} {percent(row['sparsity'])}"
+    title = f"{row['method']} {percent(row['sparsity'])} sparse, {mode_title(mode).lower()}"
     table = _table(failures, looked, reasons, f"examples-{material.slugs[place]}")
-    table = replace(
-        table,
-        title=f"{name} sparse, {mode_title(mode).lower()}: {len(failures)} newly failing images",
-        held_fixed=material.held(group.arm, mode),
-    )
-    return Part(material.title(place), (), (table,), tuple(_pictures(failures, looked, most_bytes)))
+    table = replace(table, held_fixed=material.held(group.arm, mode))
+    pictures = tuple(_pictures(failures, looked, most_bytes))
+    heading = " · ".join(part for part in (material.title(place), title) if part)
+    return Part(heading, (), (table,), pictures)
 
 
 def _methods(material: Material) -> pd.DataFrame:
@@ -219,7 +217,8 @@ def _table(
         for one in failures
     ]
     notes = tuple(f"{task} is shown without pictures: {why}" for task, why in reasons.items())
-    return Table(name, "", pd.DataFrame(rows), COLUMNS, "", notes)
+    title = f"{len(rows)} newly failing images"
+    return Table(name, title, pd.DataFrame(rows), COLUMNS, "", notes)
 
 
 def _pictures(
