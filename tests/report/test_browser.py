@@ -160,9 +160,9 @@ def test_text_stands_out_from_its_ground(browser, page, tmp_path, scheme):
 
 
 def test_nothing_is_cut_on_paper(browser, page, tmp_path):
-    """The print style at the width of A4 inside its margins."""
+    """The print style at the width of A4, landscape, inside its margins."""
     text = page.read_text().replace("@media print", "@media all")
-    seen = probed(browser, text, tmp_path, PRINTED, 688)
+    seen = probed(browser, text, tmp_path, PRINTED, 1016)
     assert seen["cut"] == []
     assert seen["controls"] == "none"
     assert re.search(r"\.(csv|svg)", seen["link"])  # a printed figure says which file it is
