@@ -118,7 +118,7 @@ def write_report(
     from sparse_transfer.store import Store
 
     results = gather.collect(Store(runs), name)
-    images = Originals(results.facts["references"], data_root, cache_folder(runs))
+    images = Originals(results.facts.get("references", {}), data_root, cache_folder(runs))
     made = build(results.frame, results.bench, results.facts, results.predictions, images)
     page = save(made, out or runs / "report" / results.facts["experiment"])
     print_report(made.facts["title"], made.verdict, made.summary, Console(), made.closing)

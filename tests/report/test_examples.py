@@ -138,3 +138,10 @@ def test_models_that_saw_other_examples_are_passed_over(small):
     assert _of_task("birds", [(one, wrong)])
     wrong = dataclasses.replace(wrong, example=one.example[::-1])
     assert _of_task("birds", [(one, wrong)]) == []
+
+
+def test_imported_rows_have_no_predictions_and_are_passed_over(material, part):
+    theirs = material.frame["method"] == "acdc"
+    frame = material.frame.assign(predictions=material.frame["predictions"].mask(theirs))
+    (other,) = section(dataclasses.replace(material, frame=frame)).parts
+    assert part.title.startswith("acdc") and other.title.startswith("fggp 95 %")

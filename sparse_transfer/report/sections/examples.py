@@ -18,7 +18,7 @@ from sparse_transfer.report.figures import percent
 from sparse_transfer.report.html import Part, Section
 from sparse_transfer.report.material import LoadPredictions, Material, Place
 from sparse_transfer.report.pictures import Picture, thumbnail
-from sparse_transfer.report.tables import Group, mode_title
+from sparse_transfer.report.tables import CELL, mode_title
 
 MOST = 12  # images of a place
 MOST_BYTES = 300_000  # of all pictures of a report
@@ -76,12 +76,18 @@ def section(material: Material) -> Section | None:
 def _part(material: Material, load: LoadPredictions, place: Place, most_bytes: int) -> Part | None:
     groups = {group.mode: group for group in reversed(material.of(place))}
     mode = next((mode for mode in (*MODES, *groups) if mode in groups and mode != "upstream"), "")
-    row = chosen(groups[mode].of(_methods(material))) if mode else None
-    if row is None:
+    if not mode:
         return None
     group = groups[mode]
+    stored = group.of(material.frame)
+    stored = stored[stored["predictions"].notna()]  # imported rows have none
+    cells = pd.MultiIndex.from_frame(stored[CELL])
+    methods = group.of(_methods(material))
+    row = chosen(methods[pd.MultiIndex.from_frame(methods[CELL]).isin(cells)])
+    if row is None:
+        return None
     try:
-        failures = newly_failing(group, material.frame, row, load)
+        failures = newly_failing(stored, row, load)
     except UserError:  # a file of predictions went missing since the statistics read it
         return None
     if not failures:
@@ -111,20 +117,18 @@ def chosen(methods: pd.DataFrame) -> dict[str, Any] | None:
 
 
 def newly_failing(
-    group: Group, frame: pd.DataFrame, row: Mapping[str, Any], load: LoadPredictions
+    own: pd.DataFrame, row: Mapping[str, Any], load: LoadPredictions
 ) -> list[Failure]:
     """At most `MOST` failures of one row of a group, tasks in turn.
 
     Args:
-        group: what is compared.
-        frame: the results.
+        own: the results of the group that have predictions.
         row: method and sparsity.
-        load: reads the predictions of a row of `frame`.
+        load: reads the predictions of a row of `own`.
 
     Raises:
         UserError: predictions cannot be read.
     """
-    own = group.of(frame)
     keys = ["task", "split_hash", "upstream_seed", "transfer_seed"]
     cell = (own["method"] == row["method"]) & (own["sparsity"] == row["sparsity"])
     dense = own[own["method"].astype(str).str.lower() == "dense"][[*keys, "predictions"]]
