@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo study test test-slow lint format clean
 
 # Installing takes a minute or two and about 6 GB; it is done again when pyproject.toml changes.
 .venv/installed: pyproject.toml constraints.txt
@@ -13,6 +13,14 @@ BIN := .venv/bin
 
 demo: .venv/installed
 	$(BIN)/sparse-transfer run quickstart
+
+# The example in docs/study, from the raw results of the study: docs/study/README.md says which.
+STUDY ?= raw_results
+study: .venv/installed
+	rm -rf build/study
+	$(BIN)/sparse-transfer import-results $(STUDY)/linear_transfer_results.txt \
+		$(STUDY)/full_transfer_results.txt --name paper --runs build/study
+	$(BIN)/sparse-transfer report paper --runs build/study --out docs/study
 
 # One thread per test process; two processes at once.
 test: .venv/installed

@@ -110,3 +110,15 @@ def test_every_command_of_the_readme_parses(line):
     verb, *arguments = shlex.split(line)
     command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
     command.make_context(verb, arguments)
+
+
+def test_the_example_is_whole_small_and_says_where_its_numbers_come_from():
+    folder = ROOT / "docs" / "study"
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    for link in re.findall(r'href="([^"#:]+)"', page):
+        assert (folder / link).is_file(), link
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 3_000_000
+    assert "imported: declared, not verified" in page
+    source = (folder / "README.md").read_text(encoding="utf-8")
+    assert "2111.13445" in source and "IST-DASLab/sparse-imagenet-transfer" in source
+    assert "\nstudy:" in (ROOT / "Makefile").read_text(encoding="utf-8")

@@ -38,7 +38,7 @@ KNOWN = ("gmp", "fggp", "acdc", "magnitude", "str", "rigl", "woodfisher")
 def assign(methods: Iterable[str]) -> Looks:
     """The (colour, marker) of each method: by name alone as long as no two names collide.
 
-    Known methods have a place of their own; any other name is placed by its hash, at the next
+    Spelling does not matter: `AC/DC` of a published table has the colour of `acdc`. Known methods have a place of their own; any other name is placed by its hash, at the next
     free place where that one is taken. More methods than colours share colours, not markers.
     """
     names = sorted(set(methods))
@@ -47,16 +47,21 @@ def assign(methods: Iterable[str]) -> Looks:
     taken: list[int] = []
     looks: Looks = {name: (FIXED[name], "o") for name in names if name in FIXED}
     for name in [*known, *others]:
-        if name in KNOWN:
-            place = KNOWN.index(name)
+        if _plain(name) in KNOWN:
+            place = KNOWN.index(_plain(name))
         else:
-            start = hashlib.sha256(name.encode()).digest()[0]
+            start = hashlib.sha256(_plain(name).encode()).digest()[0]
             order = [(start + step) % len(PALETTE) for step in range(len(PALETTE))]
             place = min(order, key=taken.count)
         marker = MARKERS[(place + taken.count(place)) % len(MARKERS)]
         looks[name] = (PALETTE[place], marker)
         taken.append(place)
     return looks
+
+
+def _plain(name: str) -> str:
+    """The letters and digits of a name, lower case."""
+    return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
 def variable(colour: str) -> str:

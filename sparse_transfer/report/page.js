@@ -71,3 +71,7 @@ for (const figure of document.querySelectorAll("figure.table")) {
   form.addEventListener("reset", () => setTimeout(() => { sort(0, ""); filter(); search.focus(); }));
   filter();
 }
+// What is folded on the screen is open on paper.
+addEventListener("beforeprint", () => {
+  for (const one of document.querySelectorAll("details")) one.open = true;
+});

@@ -109,6 +109,7 @@ def test_a_method_keeps_its_colour_whatever_else_is_shown():
     alone = colours.assign(["fggp"])["fggp"]
     assert colours.assign(["dense", "acdc", "fggp", "gmp"])["fggp"] == alone
     assert colours.assign(["dense"])["dense"][0] == colours.INK
+    assert colours.assign(["AC/DC", "gmp"])["AC/DC"] == colours.assign(["acdc"])["acdc"]
 
 
 def test_methods_differ_in_colour_as_long_as_there_are_colours():
