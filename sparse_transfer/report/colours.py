@@ -38,8 +38,9 @@ KNOWN = ("gmp", "fggp", "acdc", "magnitude", "str", "rigl", "woodfisher")
 def assign(methods: Iterable[str]) -> Looks:
     """The (colour, marker) of each method: by name alone as long as no two names collide.
 
-    Spelling does not matter: `AC/DC` of a published table has the colour of `acdc`. Known methods have a place of their own; any other name is placed by its hash, at the next
-    free place where that one is taken. More methods than colours share colours, not markers.
+    Spelling does not matter: `AC/DC` of a published table has the colour of `acdc`. Known methods
+    have a place of their own; any other name is placed by its hash, at the next free place where
+    that one is taken. More methods than colours share colours, not markers.
     """
     names = sorted(set(methods))
     known = [name for name in KNOWN if name in names]
