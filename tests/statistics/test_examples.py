@@ -9,7 +9,8 @@ import pytest
 
 from sparse_transfer.errors import UserError
 from sparse_transfer.predictions import Predictions
-from sparse_transfer.statistics import example_errors, paired_bootstrap
+from sparse_transfer.statistics import example_errors, examples, paired_bootstrap
+from sparse_transfer.statistics.examples import resampled_errors
 
 CLASSES = 4
 
@@ -116,6 +117,30 @@ def test_with_one_dense_error_the_upper_limit_is_infinite():
 def test_weights_average_models():
     found = example_errors(SPARSE, [1, 0, 0])
     assert np.array_equal(found.error, wrong(SPARSE[:1]))
+
+
+@pytest.mark.parametrize("metric", ["top1", "mean_per_class"])
+def test_all_cells_are_scored_on_the_same_test_sets(metric):
+    """Means, spreads and covariances are those of plain resampling, by formula."""
+    label = DENSE[0].label
+    error = np.stack([wrong(DENSE), wrong(SPARSE), wrong(SPARSE[:1]), 0.0 * label], axis=1)
+    found = resampled_errors(label, error, metric=metric, resamples=40_000, seed=3)
+    strata = [label == k for k in range(CLASSES)] if metric == "mean_per_class" else [label >= 0]
+    expected = np.mean([error[rows].mean(axis=0) for rows in strata], axis=0)
+    spread = sum(
+        np.cov(error[rows].T, bias=True) / (rows.sum() * len(strata) ** 2) for rows in strata
+    )
+    assert found[0] == pytest.approx(expected)
+    assert found[1:].mean(axis=0) == pytest.approx(expected, abs=4e-4)
+    assert np.cov(found[1:].T) == pytest.approx(spread, rel=0.05)
+    assert not found[:, 3].any()
+
+
+def test_blocks_of_test_sets_are_of_no_consequence_to_their_number(monkeypatch):
+    error = np.stack([wrong(DENSE), wrong(SPARSE)], axis=1)
+    monkeypatch.setattr(examples, "_DRAWN_AT_ONCE", 1000)
+    found = resampled_errors(DENSE[0].label, error, metric="top1", resamples=701)
+    assert found.shape == (702, 2) and (found > 0).all()
 
 
 def test_other_examples_are_refused():

@@ -93,7 +93,8 @@ def _part(material: Material, load: LoadPredictions, place: Place, most_bytes: i
     if not failures:
         return None
     looked, reasons = _look_up(material, failures)
-    title = f"{row['method']} {percent(row['sparsity'])} sparse, {mode_title(mode).lower()}"
+    words = mode_title(mode)
+    title = f"{row['method']} {percent(row['sparsity'])} sparse, {words[:1].lower()}{words[1:]}"
     table = _table(failures, looked, reasons, f"examples-{material.slugs[place]}")
     table = replace(table, held_fixed=material.held(group.arm, mode))
     pictures = tuple(_pictures(failures, looked, most_bytes))
