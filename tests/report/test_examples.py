@@ -43,7 +43,14 @@ def material(small) -> Material:
     facts = {"held_fixed": {}}
     nothing = pd.DataFrame()
     return Material(
-        small.frame, nothing, facts, groups, comparison, nothing, small.predictions, images
+        small.frame,
+        nothing,
+        facts,
+        groups,
+        comparison,
+        nothing,
+        predictions=small.predictions,
+        images=images,
     )
 
 
