@@ -90,5 +90,5 @@ def origin_table(facts: Mapping[str, Any]) -> Table | None:
     ]
     if not rows:
         return None
-    columns = (Column("what", ""), Column("name", "name"), Column("value", "value"))
+    columns = (Column("what", "kind"), Column("name", "name"), Column("value", "value"))
     return Table("origin", "Software and machine", pd.DataFrame(rows), columns)

@@ -14,6 +14,7 @@ import pytest
 
 from sparse_transfer.report.write import write
 
+EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "study" / "index.html"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
     "--headless",
@@ -38,6 +39,19 @@ const changed = (box, value) => {
 };
 """
 SIZES = "seen.inner = innerWidth; seen.width = document.documentElement.scrollWidth;"
+NAMES = """
+const name = (node) => node.getAttribute("aria-label") || node.getAttribute("alt")
+  || node.textContent.trim();
+const nodes = [...document.querySelectorAll(
+  "svg, img, a, button, input, select, nav, [role=region], [tabindex]")];
+seen.named = nodes.filter(name).length;
+seen.unnamed = nodes.filter((node) => !name(node)).map((node) => node.outerHTML.slice(0, 100));
+seen.broken = [...document.querySelectorAll("a[href^='#']")].map((link) => link.hash.slice(1))
+  .filter((id) => !document.getElementById(id));
+seen.contents = [...document.querySelectorAll("nav a")].map((link) => link.textContent);
+seen.sections = [...document.querySelectorAll("section:not(#verdict) h2")].map(
+  (head) => head.textContent);
+"""
 SORTS = """
 seen.tables = [...document.querySelectorAll("figure.table")].map((table) => ({
   id: table.id,
@@ -114,6 +128,19 @@ def test_the_page_fits(browser, page, tmp_path, width):
     seen = probed(browser, page.read_text(), tmp_path, SIZES, width)
     assert seen["inner"] == width
     assert seen["width"] <= width
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_the_example_in_the_docs_fits(browser, tmp_path, width):
+    text = EXAMPLE.read_text(encoding="utf-8")
+    assert probed(browser, text, tmp_path, SIZES, width)["width"] <= width
+
+
+def test_what_can_be_reached_has_a_name(browser, page, tmp_path):
+    seen = probed(browser, page.read_text(), tmp_path, NAMES)
+    assert seen["named"] > 40
+    assert seen["unnamed"] == [] and seen["broken"] == []
+    assert seen["contents"] == seen["sections"]
 
 
 def test_every_column_of_every_table_sorts_both_ways_and_back(browser, page, tmp_path):
