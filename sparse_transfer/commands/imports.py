@@ -165,5 +165,5 @@ def compare(
     stages = side_by_side.STAGES
     code = run_plan(asked.experiment, runs, data_root, [*stages], [], None, False, debug)
     if is_main():
-        write_report(name, runs, None)
+        write_report(name, runs, None, data_root)
     raise typer.Exit(code)

@@ -12,7 +12,7 @@ from sparse_transfer.imports.beside import MARK
 from sparse_transfer.imports.results import ORIGIN
 from sparse_transfer.report.cells import Column, Table, with_values
 from sparse_transfer.report.figures import Drawing
-from sparse_transfer.report.html import Part, Section
+from sparse_transfer.report.html import Section
 from sparse_transfer.report.tables import mode_title
 
 ALL_NOTE = f"{ORIGIN[0].upper()}{ORIGIN[1:]}."
@@ -55,10 +55,10 @@ def marked(section: Section, imported: str) -> Section:
     if not imported:
         return section
     parts = [
-        Part(
-            part.title,
-            tuple(_marked_drawing(one, imported) for one in part.drawings),
-            tuple(_marked_table(one, imported) for one in part.tables),
+        replace(
+            part,
+            drawings=tuple(_marked_drawing(one, imported) for one in part.drawings),
+            tables=tuple(_marked_table(one, imported) for one in part.tables),
         )
         for part in section.parts
     ]
