@@ -26,12 +26,15 @@ FIRST, ONE_SHOT, SECOND, FROZEN = (
     "frozen backbone",
 )
 DENSE, CONTINUED, ONE_SHOT_TUNED = "dense", "dense continued", "one-shot, then fine-tuned"
-METHODS = ("gmp", "fggp")
+# Magnitudes are ranked by LAMP scores: the layers of a pretrained network differ in scale, and one
+# ranking of raw magnitudes empties the small ones (docs/pruners.md has the figures).
+BY_LAYER = {"allocation": "lamp"}
+METHODS: dict[str, dict[str, Any]] = {"gmp": BY_LAYER, "fggp": {}}
 TEXT = (
     "All rows learn from the same images, and those that are fine-tuned by one recipe: the "
     "reference, the pruned rows and a smaller model twice, dense once. Errors are counted on the "
-    "test images, which nothing was chosen by. Below, dense of the second fine-tune is the dense "
-    "model continued."
+    "test images, which nothing was chosen by. gmp and one shot rank weights by LAMP scores. "
+    "Below, dense of the second fine-tune is the dense model continued."
 )
 RECALIBRATION_IMAGES = 1000
 BENCH = {"batch_size": 1, "repeats": 20}
@@ -117,6 +120,7 @@ def build(request: Request, variant: Variant) -> config.Experiment:
     rival = request.smaller.title if request.smaller else ""
     rivals = [_rival(rival, request.smaller.model_dump(mode="json"))] if request.smaller else []
     continued = [_rival(rival, {**made(FIRST, rival), "label": rival})] if request.smaller else []
+    pruning = [{"name": name, "options": options} for name, options in METHODS.items()]
     tuned = {"name": "given", "label": ONE_SHOT_TUNED, "model": made(ONE_SHOT, "magnitude")}
     arms = [
         {
@@ -130,7 +134,7 @@ def build(request: Request, variant: Variant) -> config.Experiment:
             "name": ONE_SHOT,
             "upstream": {"models": [made(FIRST, "dense")], **upstream},
             "recipe": {"base": "one-shot", "keep_dense": list(recipe.keep_dense)},
-            "prune": seeded({"name": "magnitude"}, pruned=True)
+            "prune": seeded({"name": "magnitude", "options": BY_LAYER}, pruned=True)
             | {"recalibrate_bn": {"images": images}},
             "bench": bench,
         },
@@ -138,7 +142,7 @@ def build(request: Request, variant: Variant) -> config.Experiment:
             "name": SECOND,
             "upstream": {"models": [made(FIRST, "dense")], **upstream},
             "recipe": tuning,
-            "prune": seeded(*({"name": m} for m in METHODS), tuned, *continued, pruned=True),
+            "prune": seeded(*pruning, tuned, *continued, pruned=True),
             "bench": bench,
         },
         {
