@@ -7,6 +7,7 @@ Pure functions over logits. Source: Guo et al. 2017, "On Calibration of Modern N
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -107,5 +108,5 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> Temperature:
         return Temperature(COLDEST, len(z), at_limit=True)
     if slope(flattest) >= 0:
         return Temperature(HOTTEST, len(z), at_limit=True)
-    found = brentq(slope, flattest, sharpest, xtol=1e-12, rtol=1e-12)
-    return Temperature(1 / float(found), len(z), at_limit=False)  # pyright: ignore[reportArgumentType]
+    found: Any = brentq(slope, flattest, sharpest, xtol=1e-12)
+    return Temperature(1 / float(found), len(z), at_limit=False)

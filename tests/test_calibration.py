@@ -1,4 +1,4 @@
-"""Calibration scores by hand, and the fitted temperature against an optimiser that knows nothing."""
+"""Calibration scores by hand; the fitted temperature against an optimiser told nothing."""
 
 from __future__ import annotations
 

@@ -109,7 +109,9 @@ class Material:
                 )
                 if own[name].ne("").any()
             ]
-        others = [name for name in ("linear", "full") if mode and not mode.startswith(name)]
+        own = "linear" if mode in ("linear-sgd", "linear-lbfgs") else mode
+        others = [name for name in ("linear", "linear-online", "full") if mode and name != own]
+        others += ["few-shot"] if mode else []
         kept = [line for line in map(str, lines) if line.partition(":")[0].lower() not in others]
         return " ".join(f"{line.rstrip('.;')}." for line in kept)
 
