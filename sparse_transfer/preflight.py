@@ -130,11 +130,11 @@ def _arm(arm: config.Arm, data_root: Path | None, cache: Path) -> Iterator[Probl
     for spec in arm.upstream.models:
         yield from _methods(arm, spec, upstream)
         yield from _heads(arm, spec, upstream, opened)
+    downstream = [ref for ref in (arm.transfer.tasks if arm.transfer else ()) if ref in opened]
     for mode, profile in _trainings(arm.transfer) if arm.transfer else ():
-        for ref, task in opened.items():
+        for ref in downstream:
             try:
-                if ref in arm.transfer.tasks:
-                    loop.check_schedule(profile, loop.total_steps(len(task.train), profile))
+                loop.check_schedule(profile, loop.total_steps(len(opened[ref].train), profile))
             except UserError as error:
                 yield f"{arm.name}, {mode} on {ref.name}", error
     for name in arm.bench.backends if arm.bench else ():

@@ -4,6 +4,14 @@ Pure functions over numpy arrays and pandas frames. The unit of replication is t
 where there is one checkpoint per method every statement is conditional on it and says so.
 """
 
+from sparse_transfer.statistics.agreement import (
+    Agreement,
+    ByClass,
+    agreement,
+    by_class,
+    cohen_kappa,
+    mcnemar_p,
+)
 from sparse_transfer.statistics.cells import GROUP, PairedErrors
 from sparse_transfer.statistics.comparison import MARGIN, Comparison, LoadPredictions, compare
 from sparse_transfer.statistics.contrasts import (
@@ -54,6 +62,8 @@ __all__ = [
     "GROUP",
     "MARGIN",
     "Aggregates",
+    "Agreement",
+    "ByClass",
     "Comparison",
     "ExampleBootstrap",
     "ExampleErrors",
@@ -63,8 +73,11 @@ __all__ = [
     "Ranks",
     "Verdict",
     "aggregate",
+    "agreement",
     "bca_interval",
     "bootstrap_errors",
+    "by_class",
+    "cohen_kappa",
     "compare",
     "contrast",
     "dense_drift",
@@ -76,6 +89,7 @@ __all__ = [
     "holm",
     "interaction",
     "may_share_ranking",
+    "mcnemar_p",
     "minimum_detectable_effect",
     "paired_bootstrap",
     "pooled_sd",
