@@ -19,7 +19,7 @@ import pandas as pd
 from sparse_transfer.store import replacing
 
 Kind = Literal[
-    "text", "percent", "sparsity", "change", "count", "ratio", "milliseconds", "megabytes"
+    "text", "percent", "sparsity", "change", "count", "ratio", "milliseconds", "megabytes", "number"
 ]
 
 
@@ -148,6 +148,8 @@ def _number(value: float, kind: Kind) -> str:
         return f"{1000 * value:.3g}"
     if kind == "megabytes":
         return f"{value / 1e6:.3g}"
+    if kind == "number":
+        return f"{value:.3f}".replace("-", "−")
     if kind == "sparsity":
         return f"{100 * value:.4g}"
     sign = "+" if kind == "change" else ""

@@ -32,6 +32,7 @@ from sparse_transfer.statistics.examples import (
     example_errors,
     paired_bootstrap,
 )
+from sparse_transfer.statistics.few_shot import few_shot_areas, few_shot_curves
 from sparse_transfer.statistics.intervals import (
     Interval,
     bca_interval,
@@ -84,6 +85,8 @@ __all__ = [
     "difficulty",
     "difficulty_correlation",
     "example_errors",
+    "few_shot_areas",
+    "few_shot_curves",
     "friedman",
     "hierarchical_bootstrap",
     "holm",
