@@ -140,7 +140,7 @@ def means(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def worst_table(rows: pd.DataFrame, *, name: str, title: str, held_fixed: str) -> Table:
-    """The worst class, and the one that lost most against dense; accuracies are means over pairs."""
+    """The worst class, and the one that lost most against dense; accuracies: means over pairs."""
     sparse = rows[~rows["is_rival"]]
     notes = (
         "A class of few test images moves in large steps, and the largest of many differences is "

@@ -126,7 +126,8 @@ def show(record: Mapping[str, Any], column: Column) -> Cell:
     other = record.get(column.beside, "")
     detail = ""
     if not _is_missing(other):
-        detail = f"({other if column.kind == 'text' else _number(float(other), column.kind)})"
+        is_text = column.kind == "text" or isinstance(other, str)
+        detail = f"({other if is_text else _number(float(other), column.kind)})"
     if column.kind == "text":
         return Cell(str(value), detail)
     number = float(value)

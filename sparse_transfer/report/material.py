@@ -60,6 +60,11 @@ class Material:
         """Rows of `layers.by_layer`; may be empty."""
         return layers.by_layer(self.facts["layers"]) if self.facts["layers"] else pd.DataFrame()
 
+    @property
+    def is_demo(self) -> bool:
+        """Whether intervals and verdicts are withheld."""
+        return any(str(label).lower().startswith("demo") for label in self.facts["labels"])
+
     @cached_property
     def few_shot(self) -> pd.DataFrame:
         """One row per model, task, shots and draw of the few-shot runs; may be empty."""
@@ -116,8 +121,8 @@ class Material:
                 if own[name].ne("").any()
             ]
         own = "linear" if mode in ("linear-sgd", "linear-lbfgs") else mode
-        others = [name for name in ("linear", "linear-online", "full") if mode and name != own]
-        others += ["few-shot"] if mode else []
+        modes = ("linear", "few-shot", "linear-online", "full")
+        others = [name for name in modes if mode and name != own]
         kept = [line for line in map(str, lines) if line.partition(":")[0].lower() not in others]
         return " ".join(f"{line.rstrip('.;')}." for line in kept)
 

@@ -94,6 +94,8 @@ def build(
             (task → reason → count); `failures` (dicts, see `provenance.FAILURE_COLUMNS`);
             `imported` ("all" or "some" rows are: they are marked), `left_out` (dicts, see
             `imported.LEFT_OUT`), `drift` (dicts, see `imported.DRIFT`);
+            see `statistics.few_shot_curves`); `class_names` (task → names by class index);
+            `skipped` (task → reason → count); `failures` (dicts, see `provenance.FAILURE_COLUMNS`);
             `versions`, `machine` (name → value).
         predictions: loads the stored predictions of a row, for intervals over test examples; None,
             or rows without the column `predictions`, go without them.

@@ -14,6 +14,7 @@ import pandas as pd
 from sparse_transfer.statistics.intervals import t_interval
 from sparse_transfer.statistics.relative_error import aggregate, relative_error_by_seed
 
+NAN = float("nan")
 MODEL = ["arm", "model"]
 CELL = ["method", "sparsity"]
 
@@ -117,7 +118,7 @@ def _point(own: pd.DataFrame, dense: pd.DataFrame) -> dict[str, Any]:
 
 def _increase(own: pd.DataFrame, dense: pd.DataFrame) -> tuple[float, float, float]:
     """Mean of ratios over tasks with its interval over draws; NaN for dense itself."""
-    nothing = (float("nan"),) * 3
+    nothing = (NAN, NAN, NAN)
     if own["method"].iloc[0] == "dense" or dense.empty:
         return nothing
     key = ["task", "upstream_seed", "draw"]

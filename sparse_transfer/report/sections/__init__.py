@@ -24,6 +24,7 @@ from sparse_transfer.report.sections import (
     summary,
     tasks,
     upstream,
+    training_time,
 )
 
 ALL: tuple[Callable[[Material], Section | None], ...] = (
@@ -37,6 +38,7 @@ ALL: tuple[Callable[[Material], Section | None], ...] = (
     examples.section,
     few_shot.section,
     bought.section,
+    training_time.section,
     inside.section,
     missing.section,
     origin.section,

@@ -57,11 +57,9 @@ def _parts(material: Material, place: Place, rows: pd.DataFrame) -> Iterator[Par
     transfer = [group for group in material.of(place) if group.mode != "upstream"]
     found = [calibration_tables.by_cell(group, material.frame) for group in transfer]
     found = [part for part in found if len(part)]
-    if _is_demo(material):
-        found = [
-            part.drop(columns=["ece_change_low", "ece_change_high"], errors="ignore")
-            for part in found
-        ]
+    if material.is_demo:
+        limits = ["ece_change_low", "ece_change_high"]
+        found = [part.drop(columns=limits, errors="ignore") for part in found]
     if found:
         table = calibration_tables.calibration_table(
             pd.concat(found, ignore_index=True),
@@ -72,10 +70,6 @@ def _parts(material: Material, place: Place, rows: pd.DataFrame) -> Iterator[Par
         )
         heading = " · ".join(part for part in (material.title(place), "Calibration") if part)
         yield Part(heading, (), (table,))
-
-
-def _is_demo(material: Material) -> bool:
-    return any(str(label).lower().startswith("demo") for label in material.facts["labels"])
 
 
 def _reasons(groups: list[Group], frame: pd.DataFrame) -> tuple[str, ...]:

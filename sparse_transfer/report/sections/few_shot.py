@@ -37,7 +37,7 @@ def section(material: Material) -> Section | None:
     if material.few_shot.empty:
         return None
     curves, areas = few_shot_curves(material.few_shot), few_shot_areas(material.few_shot)
-    if _is_demo(material):
+    if material.is_demo:
         curves, areas = (frame.filter(regex="^(?!.*_(low|high)$)") for frame in (curves, areas))
     places = list(dict.fromkeys(zip(curves["arm"], curves["model"], strict=True)))
     parts = []
@@ -70,7 +70,7 @@ def _drawings(material: Material, place: Place, curves: pd.DataFrame) -> Iterato
 
 
 def _tables(material: Material, place: Place, own: list[pd.DataFrame]) -> Iterator[Table]:
-    held = material.held(place[0])
+    held = material.held(place[0], "few-shot")
     curves, areas = own[0], own[1] if len(own) > 1 else pd.DataFrame()
     brackets = "Brackets: 95 % interval over draws, conditional on these checkpoints."
     if len(areas):
@@ -130,7 +130,3 @@ def _sentence(curves: pd.DataFrame) -> str:
         f"Relative error increase with {first} and with {last} training images per class, at "
         f"{percent(level)} sparsity: {'; '.join(parts)}."
     )
-
-
-def _is_demo(material: Material) -> bool:
-    return any(str(label).lower().startswith("demo") for label in material.facts["labels"])
