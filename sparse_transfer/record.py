@@ -258,8 +258,9 @@ def held_fixed(arm: Arm) -> list[str]:
         )
         if "linear" in transfer.modes:
             lines.append(
-                f"Linear: profile {transfer.linear.name}; backbone frozen in eval mode; SGD head, "
-                "last epoch; logistic regression with C chosen on a part of train."
+                f"Linear: profile {transfer.linear.name}; backbone frozen in eval mode, cached "
+                "features; SGD head, last epoch; logistic regression with C chosen on a part of "
+                "train."
             )
         if transfer.few_shot:
             few = transfer.few_shot

@@ -21,7 +21,7 @@ MODES = {
     "upstream": "Upstream",
     "linear-sgd": "Linear probe (SGD)",
     "linear-lbfgs": "Linear probe (L-BFGS)",
-    "linear-online": "Linear on line (backbone recomputed each step)",
+    "linear-online": "Linear, backbone recomputed",
     "full": "Full fine-tuning",
 }
 PROBES = ("linear-sgd", "linear-lbfgs")  # two readings of one table of features
