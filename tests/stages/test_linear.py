@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparse_transfer import config, plan, probes
+from sparse_transfer import checkpoint, config, plan, probes
 from sparse_transfer.calibration import fit_temperature, scores
 from sparse_transfer.devices import accelerator
 from sparse_transfer.stages import frozen, linear
@@ -92,3 +92,25 @@ def test_without_two_images_of_a_class_it_is_said_why_there_is_none(half_pruned,
     assert len(rows) == 3
     for row in rows:
         assert "held out" in row["not_calibrated"] and "temperature" not in row
+
+
+@pytest.mark.parametrize(("layout", "expected"), [("rigl", "bicubic"), ("acdc", "bilinear")])
+def test_images_are_resized_as_the_study_did_for_the_weights_layout(
+    half_pruned, tmp_path, cache, layout, expected
+):
+    opened = checkpoint.open_checkpoint(half_pruned / "checkpoint")
+    facts = opened.facts | {"imported": {"layout": layout, "file": "made.pth"}}
+    folder = tmp_path / "imported" / "checkpoint"
+    checkpoint.save(folder, opened.loaded, opened.model, opened.masks, facts)
+    ref = config.TaskRef(name="textures", train_images=40)
+    profile = PROFILE.model_copy(update={"interpolation": "paper", "normalise": "imagenet"})
+    spec = plan.LinearSpec(ref, SIZE, profile, SEEDS)
+    run = plan.Run("linear", plan.Subject("net", "gmp", 0.5, 0), spec, {})
+    context = Context(accelerator(), None, cache)
+    result = linear.run(run, {"checkpoint": tmp_path / "imported"}, tmp_path, context)
+    assert result["manifest"]["transform"]["interpolation"] == expected
+    # and what is made from such a checkpoint says so, too
+    passed_on = checkpoint.imported(config.ModelSpec(name=f"local-dir:{folder}"))
+    assert passed_on == {"imported": facts["imported"]}
+    own = config.ModelSpec(name=f"local-dir:{half_pruned / 'checkpoint'}")
+    assert checkpoint.imported(own) == checkpoint.imported(config.ModelSpec(name="resnet18")) == {}
