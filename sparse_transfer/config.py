@@ -232,6 +232,8 @@ class FewShot(Frozen):
     Each of the `draws` is an order of the training images; its first k of every class are what a
     classifier of k shots sees, so k images are among the 2k of the same draw. `c` is the inverse
     regularisation strength at every k: one image of a class leaves none to choose it with.
+    (With a MobileNetV2 on two small sets, accuracies moved by less than two points from C = 0.01
+    to 10.)
     """
 
     shots: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 2, 4, 8, 16, 32), min_length=1)

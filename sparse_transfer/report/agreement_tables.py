@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ from sparse_transfer.report.cells import Column, Table, records, with_values
 from sparse_transfer.report.material import LoadPredictions
 from sparse_transfer.report.tables import CELL, MODES, Group, mode_title
 
+Row = Mapping[str, Any]  # of the results frame
 LEVEL = 0.05
 SHARES = ("flips", "negative_flips", "positive_flips", "kappa")
 AGREEMENT = (
@@ -49,34 +50,31 @@ WORST = (
 class Pair:
     """A sparse model and the dense one that it is compared with, as rows of the results frame."""
 
-    dense: Mapping[str, Any]
-    other: Mapping[str, Any]
+    dense: Row
+    other: Row
 
 
-def pairs(rows: pd.DataFrame) -> Iterator[Pair]:
+def pairs(dense: Sequence[Row], sparse: Sequence[Row]) -> list[Pair]:
     """One pair per upstream seed, of the first transfer seed that both have.
 
     Args:
-        rows: results of one group, task and cell, and of the dense cell.
+        dense, sparse: the results of one group and task, of the dense cell and of another.
     """
-    dense = _first_heads(rows[rows["method"] == "dense"])
-    for row in records(rows[rows["method"] != "dense"].sort_values("transfer_seed")):
-        found = dense.pop(_seeds(row), None)
-        if found is not None:
-            for key in [key for key in dense if key[0] == row["upstream_seed"]]:
-                del dense[key]
-            yield Pair(found, row)
+    known = {_seeds(row): row for row in dense}
+    found: dict[Any, Pair] = {}
+    for row in sorted(sparse, key=_seeds):
+        if _seeds(row) in known:
+            found.setdefault(row["upstream_seed"], Pair(known[_seeds(row)], row))
+    return list(found.values())
 
 
-def dense_pairs(dense: pd.DataFrame) -> Iterator[Pair]:
+def dense_pairs(dense: Sequence[Row]) -> list[Pair]:
     """Each dense model and that of the next upstream seed: how far two dense models are apart."""
-    heads = _first_heads(dense)
-    by_seed: dict[Any, Mapping[str, Any]] = {}
-    for (seed, _), row in sorted(heads.items(), key=lambda item: str(item[0])):
-        by_seed.setdefault(seed, row)
-    seeds = sorted(by_seed)
-    for first, second in zip(seeds, seeds[1:], strict=False):
-        yield Pair(by_seed[first], by_seed[second])
+    first_head: dict[Any, Row] = {}
+    for row in sorted(dense, key=_seeds):
+        first_head.setdefault(row["upstream_seed"], row)
+    heads = list(first_head.values())
+    return [Pair(one, other) for one, other in zip(heads, heads[1:], strict=False)]
 
 
 def compare(
@@ -101,13 +99,16 @@ def compare(
     made = []
     stored = frame[frame["predictions"].notna()] if "predictions" in frame else frame.iloc[:0]
     for group in groups:
-        for task, rows in group.of(stored).groupby("task", sort=False):
-            dense = rows[rows["method"] == "dense"]
+        for task, part in group.of(stored).groupby("task", sort=False):
             loaded = _Loaded(load)
-            for cell, own in rows[rows["method"] != "dense"].groupby(CELL):
-                found = list(pairs(pd.concat([dense, own])))
+            cells: dict[tuple[str, float], list[Row]] = {}
+            for row in records(part):
+                cells.setdefault((row["method"], row["sparsity"]), []).append(row)
+            dense = cells.pop(("dense", 0.0), [])
+            for cell, own in sorted(cells.items()):
+                found = pairs(dense, own)
                 made += _row(group, str(task), cell, found, loaded, class_names)
-            found = list(dense_pairs(dense))
+            found = dense_pairs(dense)
             made += _row(group, str(task), ("dense", 0.0), found, loaded, class_names)
     return pd.DataFrame(made)
 
@@ -156,7 +157,7 @@ class _Loaded:
     def __init__(self, load: LoadPredictions) -> None:
         self._load, self._dense = load, dict[str, Predictions]()
 
-    def of(self, row: Mapping[str, Any]) -> Predictions:
+    def of(self, row: Row) -> Predictions:
         if row["method"] != "dense":
             return self._load(row)
         path = str(row["predictions"])
@@ -165,14 +166,10 @@ class _Loaded:
         return self._dense[path]
 
 
-def _first_heads(rows: pd.DataFrame) -> dict[tuple[Any, Any], Mapping[str, Any]]:
-    """Rows by (upstream seed, transfer seed), in the order of the latter."""
-    return {_seeds(row): row for row in records(rows.sort_values("transfer_seed"))}
-
-
-def _seeds(row: Mapping[str, Any]) -> tuple[Any, Any]:
+def _seeds(row: Row) -> tuple[int, int]:
+    """Upstream and transfer seed; −1 for a head that has none."""
     head = row["transfer_seed"]
-    return row["upstream_seed"], None if pd.isna(head) else head
+    return int(row["upstream_seed"]), -1 if pd.isna(head) else int(head)
 
 
 def _row(

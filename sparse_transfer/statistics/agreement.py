@@ -8,7 +8,7 @@ McNemar 1947, with the exact binomial p-value.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,12 +62,10 @@ def agreement(first: Predictions, second: Predictions) -> Agreement:
     Raises:
         UserError: they did not see the same examples.
     """
-    first_order, second_order = np.argsort(first.example), np.argsort(second.example)
-    label = first.label[first_order]
-    check_same(
-        first.example[first_order], label, second.example[second_order], second.label[second_order]
-    )
-    a, b = first.prediction[first_order], second.prediction[second_order]
+    if not np.array_equal(first.example, second.example):
+        first, second = _sorted(first), _sorted(second)
+    check_same(first.example, first.label, second.example, second.label)
+    label, a, b = first.label, first.prediction, second.prediction
     negative = int(np.sum((a == label) & (b != label)))
     positive = int(np.sum((a != label) & (b == label)))
     return Agreement(
@@ -77,6 +75,16 @@ def agreement(first: Predictions, second: Predictions) -> Agreement:
         positive_flips=positive,
         kappa=cohen_kappa(a, b),
         mcnemar_p=mcnemar_p(negative, positive),
+    )
+
+
+def _sorted(predictions: Predictions) -> Predictions:
+    order = np.argsort(predictions.example)
+    return replace(
+        predictions,
+        example=predictions.example[order],
+        label=predictions.label[order],
+        prediction=predictions.prediction[order],
     )
 
 

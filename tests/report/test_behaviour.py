@@ -132,17 +132,14 @@ def test_a_demo_shows_no_intervals(small):
 
 
 def test_pairs_share_seeds_and_take_the_first_head():
-    made = pd.DataFrame(
-        {"method": method, "upstream_seed": up, "transfer_seed": head, "predictions": f"{method}"}
-        for method, up, head in [
-            ("dense", 0, 51), ("dense", 0, 21), ("dense", 1, 21), ("gmp", 0, 51), ("gmp", 0, 21),
-            ("gmp", 2, 21),
-        ]
-    )  # fmt: skip
-    (pair,) = pairs(made)
-    assert (pair.dense["upstream_seed"], pair.dense["transfer_seed"]) == (0, 21)
-    assert (pair.other["upstream_seed"], pair.other["transfer_seed"]) == (0, 21)
-    (rival,) = dense_pairs(made[made["method"] == "dense"])
+    def rows(*seeds: tuple[int, int]) -> list[dict]:
+        return [{"upstream_seed": up, "transfer_seed": head} for up, head in seeds]
+
+    dense = rows((0, 51), (0, 21), (1, 21))
+    (pair,) = pairs(dense, rows((0, 51), (0, 21), (2, 21)))
+    assert pair.dense == pair.other == {"upstream_seed": 0, "transfer_seed": 21}
+    (rival,) = dense_pairs(dense)
+    assert [one["upstream_seed"] for one in (rival.dense, rival.other)] == [0, 1]
     assert [one["transfer_seed"] for one in (rival.dense, rival.other)] == [21, 21]
 
 
