@@ -60,11 +60,6 @@ class Material:
         """Rows of `layers.by_layer`; may be empty."""
         return layers.by_layer(self.facts["layers"]) if self.facts["layers"] else pd.DataFrame()
 
-    @property
-    def is_demo(self) -> bool:
-        """Whether intervals and verdicts are withheld."""
-        return any(str(label).lower().startswith("demo") for label in self.facts["labels"])
-
     @cached_property
     def few_shot(self) -> pd.DataFrame:
         """One row per model, task, shots and draw of the few-shot runs; may be empty."""

@@ -12,8 +12,8 @@ from sparse_transfer.report.html import Section
 from sparse_transfer.report.material import Material
 from sparse_transfer.report.sections import (
     answer,
-    beside,
     behaviour,
+    beside,
     bought,
     examples,
     few_shot,
@@ -23,8 +23,8 @@ from sparse_transfer.report.sections import (
     origin,
     summary,
     tasks,
-    upstream,
     training_time,
+    upstream,
 )
 
 ALL: tuple[Callable[[Material], Section | None], ...] = (
