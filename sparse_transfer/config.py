@@ -236,7 +236,9 @@ class FewShot(Frozen):
     to 10.)
     """
 
-    shots: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 2, 4, 8, 16, 32), min_length=1)
+    shots: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(1, 2, 4, 8, 16, 32), min_length=1
+    )
     draws: int = Field(default=5, ge=2, le=100)
     c: float = Field(default=0.1, gt=0)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -57,7 +59,7 @@ def test_the_log_loss_is_that_of_scikit_learn():
 def test_the_temperature_is_the_one_that_an_optimiser_finds(seed, sharpness):
     logits, labels = sample(seed, sharpness=sharpness)
     found = fit_temperature(logits, labels)
-    best = minimize_scalar(
+    best: Any = minimize_scalar(
         lambda log_t: scores(logits, labels, np.exp(log_t)).log_loss,
         bounds=(np.log(calibration.COLDEST), np.log(calibration.HOTTEST)),
         method="bounded",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
+from sparse_transfer.report.cells import records
 from sparse_transfer.statistics import few_shot_areas, few_shot_curves
 
 
@@ -32,6 +34,10 @@ def rows(values: dict[tuple[str, str, int], list[float]], seed: int = 0) -> pd.D
     )
 
 
+def by_method(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    return {row["method"]: row for row in records(frame)}
+
+
 STUDY = {
     ("dense", "a", 1): [0.5, 0.6, 0.7],
     ("dense", "b", 1): [0.8, 0.8, 0.8],
@@ -41,9 +47,9 @@ STUDY = {
 
 
 def test_points_by_hand():
-    made = few_shot_curves(rows(STUDY)).set_index("method")
+    made = by_method(few_shot_curves(rows(STUDY)))
     by_draw = [(0.4 + 0.7) / 2, (0.5 + 0.6) / 2, (0.6 + 0.8) / 2]
-    gmp = made.loc["gmp"]
+    gmp = made["gmp"]
     assert gmp["accuracy"] == pytest.approx(np.mean(by_draw))
     low, high = stats.t.interval(0.95, 2, np.mean(by_draw), stats.sem(by_draw))
     assert (gmp["accuracy_low"], gmp["accuracy_high"]) == pytest.approx((low, high))
@@ -51,7 +57,7 @@ def test_points_by_hand():
     assert gmp["increase"] == pytest.approx(((0.5 - 0.4) / 0.4 + (0.3 - 0.2) / 0.2) / 2)
     assert gmp["increase_low"] < gmp["increase"] < gmp["increase_high"]
     assert (gmp["n_tasks"], gmp["n_draws"], gmp["n_seeds"]) == (2, 3, 1)
-    assert math.isnan(made.loc["dense", "increase"])
+    assert math.isnan(made["dense"]["increase"])
 
 
 def test_what_both_models_owe_to_a_draw_does_not_widen_the_increase():
@@ -59,7 +65,7 @@ def test_what_both_models_owe_to_a_draw_does_not_widen_the_increase():
         ("dense", "a", 1): [0.5, 0.6, 0.7],
         ("gmp", "a", 1): [1 - 0.5 * 1.2, 1 - 0.4 * 1.2, 1 - 0.3 * 1.2],
     }
-    gmp = few_shot_curves(rows(shared)).set_index("method").loc["gmp"]
+    gmp = by_method(few_shot_curves(rows(shared)))["gmp"]
     assert gmp["increase"] == pytest.approx(0.2)
     assert (gmp["increase_low"], gmp["increase_high"]) == pytest.approx((0.2, 0.2))
     assert gmp["accuracy_high"] - gmp["accuracy_low"] > 0.1
@@ -68,8 +74,8 @@ def test_what_both_models_owe_to_a_draw_does_not_widen_the_increase():
 def test_only_upstream_seeds_that_dense_has_enter_the_increase():
     extra = rows({("gmp", "a", 1): [0.0, 0.0, 0.0]}, seed=1)
     frame = pd.concat([rows(STUDY), extra])
-    before = few_shot_curves(rows(STUDY)).set_index("method").loc["gmp"]
-    after = few_shot_curves(frame).set_index("method").loc["gmp"]
+    before = by_method(few_shot_curves(rows(STUDY)))["gmp"]
+    after = by_method(few_shot_curves(frame))["gmp"]
     assert after["increase"] == pytest.approx(before["increase"]) and after["n_seeds"] == 2
 
 
@@ -82,11 +88,11 @@ def test_without_dense_there_is_accuracy_alone():
 def test_a_constant_accuracy_is_its_own_area_and_a_line_in_log2_its_middle():
     flat = {("dense", "a", k): [0.7, 0.7] for k in (1, 2, 8)}
     line = {("gmp", "a", k): [0.1 + 0.1 * math.log2(k)] * 2 for k in (1, 2, 8)}
-    made = few_shot_areas(rows(flat | line)).set_index("method")
-    assert made.loc["dense", "area"] == pytest.approx(0.7)
-    assert made.loc["gmp", "area"] == pytest.approx((0.1 + 0.4) / 2)
-    assert made.loc["gmp", "difference"] == pytest.approx(0.25 - 0.7)
-    assert (made.loc["gmp", "first_shots"], made.loc["gmp", "last_shots"]) == (1, 8)
+    made = by_method(few_shot_areas(rows(flat | line)))
+    assert made["dense"]["area"] == pytest.approx(0.7)
+    assert made["gmp"]["area"] == pytest.approx((0.1 + 0.4) / 2)
+    assert made["gmp"]["difference"] == pytest.approx(0.25 - 0.7)
+    assert (made["gmp"]["first_shots"], made["gmp"]["last_shots"]) == (1, 8)
 
 
 def test_areas_are_over_the_shots_that_every_task_has():
