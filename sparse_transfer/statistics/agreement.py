@@ -8,7 +8,7 @@ McNemar 1947, with the exact binomial p-value.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,10 +62,15 @@ def agreement(first: Predictions, second: Predictions) -> Agreement:
     Raises:
         UserError: they did not see the same examples.
     """
-    if not np.array_equal(first.example, second.example):
-        first, second = _sorted(first), _sorted(second)
-    check_same(first.example, first.label, second.example, second.label)
-    label, a, b = first.label, first.prediction, second.prediction
+    label, a = first.label, first.prediction
+    ids, other_label, b = second.example, second.label, second.prediction
+    if not np.array_equal(first.example, ids):
+        order, other_order = np.argsort(first.example), np.argsort(ids)
+        label, a = label[order], a[order]
+        other_label, b = other_label[other_order], b[other_order]
+        check_same(first.example[order], label, ids[other_order], other_label)
+    else:
+        check_same(ids, label, ids, other_label)
     negative = int(np.sum((a == label) & (b != label)))
     positive = int(np.sum((a != label) & (b == label)))
     return Agreement(
@@ -75,16 +80,6 @@ def agreement(first: Predictions, second: Predictions) -> Agreement:
         positive_flips=positive,
         kappa=cohen_kappa(a, b),
         mcnemar_p=mcnemar_p(negative, positive),
-    )
-
-
-def _sorted(predictions: Predictions) -> Predictions:
-    order = np.argsort(predictions.example)
-    return replace(
-        predictions,
-        example=predictions.example[order],
-        label=predictions.label[order],
-        prediction=predictions.prediction[order],
     )
 
 
