@@ -62,6 +62,11 @@ class Checkpoint:
     loaded: LoadedModel
     facts: dict[str, Any]
 
+    @property
+    def layout(self) -> str | None:
+        """The foreign layout that the weights were imported from, as in `rigl`; None for ours."""
+        return self.facts.get("imported", {}).get("layout")
+
 
 def save(
     folder: Path,
@@ -171,6 +176,18 @@ def kept_weights(spec: ModelSpec) -> dict[str, int] | None:
         return None
     layers = _read_record(record.parent)["sparsity"]["layers"]
     return {name: layer["kept"] for name, layer in layers.items()} or None
+
+
+def imported(spec: ModelSpec) -> dict[str, Any]:
+    """`{"imported": …}` where a model is loaded from a checkpoint of foreign origin, else `{}`.
+
+    What is made from such a checkpoint passes it on: the layout decides how images are resized.
+    """
+    record = Path(spec.name.removeprefix(weights.LOCAL_DIR)) / RECORD
+    if not spec.name.startswith(weights.LOCAL_DIR) or not record.is_file():
+        return {}
+    facts = _read_record(record.parent)["facts"]
+    return {"imported": facts["imported"]} if "imported" in facts else {}
 
 
 def hub_config(loaded: LoadedModel, model: nn.Module) -> dict[str, Any]:

@@ -159,6 +159,10 @@ class Recipe(Training):
     keep_dense: tuple[str, ...] = ("first_conv", "head", "depthwise")
 
 
+# `paper`: bilinear, but bicubic for weights that were imported from the layout of RigL.
+Interpolation = Literal["model", "bilinear", "bicubic", "paper"]
+
+
 class LinearProfile(Frozen):
     """Linear probing on frozen features: an SGD head and a logistic regression, both always."""
 
@@ -177,7 +181,7 @@ class LinearProfile(Frozen):
     lbfgs_c: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
     lbfgs_validation: float = Field(default=0.2, gt=0, lt=1)  # share of train that chooses C
     normalise: Literal["model", "imagenet", "dataset"] | None = None
-    interpolation: Literal["model", "bilinear", "bicubic"] | None = None
+    interpolation: Interpolation | None = None
 
 
 class FullProfile(Training):
@@ -198,12 +202,49 @@ class FullProfile(Training):
     validation: Fraction = 0.0
     bn: Literal["train", "frozen", "recalibrated"] = "train"
     normalise: Literal["model", "imagenet", "dataset"] | None = None
-    interpolation: Literal["model", "bilinear", "bicubic"] | None = None
+    interpolation: Interpolation | None = None
 
     @model_validator(mode="after")
     def _grid_needs_validation(self) -> FullProfile:
         if self.lr_grid and not self.validation:
             raise ValueError("`lr_grid` needs a `validation` share to choose on")
+        return self
+
+
+class OnlineProfile(Training):
+    """Linear fine-tuning on line: the frozen backbone is recomputed each step, on augmented images.
+
+    Only a new head is trained; the backbone stays in eval mode and gets no gradient.
+    """
+
+    kind: Literal["online"] = "online"
+    name: str = "custom"
+    version: int = 1
+    source: str = ""
+    deviations: str = ""
+    normalise: Literal["model", "imagenet", "dataset"] | None = None
+    interpolation: Interpolation | None = None
+
+
+class FewShot(Frozen):
+    """Accuracy by training images per class: a logistic regression on frozen features.
+
+    Each of the `draws` is an order of the training images; its first k of every class are what a
+    classifier of k shots sees, so k images are among the 2k of the same draw. `c` is the inverse
+    regularisation strength at every k: one image of a class leaves none to choose it with.
+    (With a MobileNetV2 on two small sets, accuracies moved by less than two points from C = 0.01
+    to 10.)
+    """
+
+    shots: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(1, 2, 4, 8, 16, 32), min_length=1
+    )
+    draws: int = Field(default=5, ge=2, le=100)
+    c: float = Field(default=0.1, gt=0)
+
+    @model_validator(mode="after")
+    def _shots_differ(self) -> FewShot:
+        _refuse_equal("shots", self.shots, "list each once")
         return self
 
 
@@ -287,12 +328,20 @@ class Prune(Frozen):
 
 
 class Transfer(Frozen):
-    """Tasks × modes × seeds. `linear` and `full` are profiles (a recipe's name or inline)."""
+    """Tasks × modes × seeds. `linear`, `online`, `full`: profiles (a recipe's name or inline).
+
+    `few_shot` adds curves over training images per class, on the features of the linear profile.
+    `calibrate` fits a temperature on images that the scored model's head was not trained on: a part
+    of train that `linear` holds out for it, and the task's `validation` part in the other modes.
+    """
 
     tasks: tuple[TaskRef, ...] = Field(min_length=1)
-    modes: tuple[Literal["linear", "full"], ...] = ("linear", "full")
+    modes: tuple[Literal["linear", "linear-online", "full"], ...] = ("linear", "full")
     linear: LinearProfile = LinearProfile()
+    online: OnlineProfile | None = None
     full: FullProfile | None = None
+    few_shot: FewShot | None = None
+    calibrate: bool = False
     preprocess: Preprocess = Preprocess()
     seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
 
@@ -308,9 +357,11 @@ class Transfer(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _full_has_profile(self) -> Transfer:
+    def _modes_have_profiles(self) -> Transfer:
         if "full" in self.modes and self.full is None:
             raise ValueError("mode `full` needs a profile: `full: short` or `full: paper-full`")
+        if "linear-online" in self.modes and self.online is None:
+            raise ValueError("mode `linear-online` needs a profile: `online: paper-linear-online`")
         return self
 
 

@@ -15,6 +15,7 @@ _CALIBRATION_BATCH = 32
 _CALIBRATION_SECONDS = 1.0
 _PROBES_SECONDS = 2.0  # heads of a linear run, whatever the model
 _PREPARE_SECONDS = 4.0  # exporting and checking one model for a backend that compiles it
+_FIT_SECONDS = 0.3  # one logistic regression on a few images per class
 
 
 def estimate(
@@ -58,7 +59,12 @@ def estimate(
 
 
 def _seconds(
-    spec: plan.PruneSpec | plan.EvaluateSpec | plan.LinearSpec | plan.FullSpec,
+    spec: plan.PruneSpec
+    | plan.EvaluateSpec
+    | plan.LinearSpec
+    | plan.FewShotSpec
+    | plan.OnlineSpec
+    | plan.FullSpec,
     train: int,
     test: int,
     forward: float,
@@ -67,7 +73,10 @@ def _seconds(
     if isinstance(spec, plan.EvaluateSpec):
         return test * forward
     if isinstance(spec, plan.LinearSpec):
-        return (train + test) * forward + _PROBES_SECONDS
+        return (train + test) * forward + _PROBES_SECONDS * (1 + spec.calibrate)
+    if isinstance(spec, plan.FewShotSpec):
+        fits = len(spec.few_shot.shots) * spec.few_shot.draws
+        return (train + test) * forward + fits * _FIT_SECONDS
     training = spec.recipe if isinstance(spec, plan.PruneSpec) else spec.profile
     steps = loop.total_steps(train, training) if train else 0
     once = (
@@ -75,7 +84,7 @@ def _seconds(
         * training.accumulation
         * min(training.batch_size, max(train, 1))
         * forward
-        * _BACKWARD
+        * (1.0 if isinstance(spec, plan.OnlineSpec) else _BACKWARD)
     )
     if stage == "tune":
         assert isinstance(spec, plan.FullSpec)

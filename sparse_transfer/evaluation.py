@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sparse_transfer import plugins
+from sparse_transfer import calibration, plugins
 from sparse_transfer.errors import TrainingDiverged
 from sparse_transfer.predictions import Predictions
 
@@ -38,6 +38,7 @@ def row(
     logits: np.ndarray,
     classes: int,
     write: bool,
+    temperature: calibration.Temperature | str | None = None,
     **identity: Any,
 ) -> dict[str, Any]:
     """Store the predictions of one evaluation and describe it for `result.json`.
@@ -48,6 +49,7 @@ def row(
         ids: (n,) example ids; labels: (n,) classes; logits: (n, classes).
         classes: number of classes of the task.
         write: whether this process stores the file (the main process does).
+        temperature: fitted on held-out training images; or why none could be; None: not asked for.
         identity: mode, task, transfer_seed and whatever else tells rows apart.
 
     Raises:
@@ -69,5 +71,27 @@ def row(
         "classes": classes,
         "n_test": len(predictions),
         "metrics": measure(predictions, classes),
+        # not a metric: it needs all probabilities, which are stored where classes are few
+        "brier": calibration.scores(logits, labels).brier,
+        **_calibrated(logits, labels, temperature),
         "predictions": relative,
+    }
+
+
+def _calibrated(
+    logits: np.ndarray, labels: np.ndarray, temperature: calibration.Temperature | str | None
+) -> dict[str, Any]:
+    """The scores under a fitted temperature, or why there is none."""
+    if temperature is None:
+        return {}
+    if isinstance(temperature, str):
+        return {"not_calibrated": temperature}
+    after = calibration.scores(logits, labels, temperature.value)
+    return {
+        "temperature": temperature.value,
+        "temperature_images": temperature.images,
+        "temperature_at_limit": temperature.at_limit,
+        "ece_calibrated": after.ece,
+        "log_loss_calibrated": after.log_loss,
+        "brier_calibrated": after.brier,
     }

@@ -24,7 +24,12 @@ from sparse_transfer.mistakes import Location, explain
 
 _PER_EXPERIMENT = ("name", "title", "notes", "contrasts", "demo", "answer", "arms")
 _LISTS = {"experiment": "configs", "recipe": "recipes"}
-_RECIPE_FIELDS = (("recipe",), ("transfer", "linear"), ("transfer", "full"))
+_RECIPE_FIELDS = (
+    ("recipe",),
+    ("transfer", "linear"),
+    ("transfer", "online"),
+    ("transfer", "full"),
+)
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -153,15 +158,22 @@ def _from_plain(model: type[M], value: Any) -> M:
     return model.model_validate_json(json.dumps(value), strict=True)
 
 
-def load_recipe(name: str) -> config.Recipe | config.LinearProfile | config.FullProfile:
+def load_recipe(
+    name: str,
+) -> config.Recipe | config.LinearProfile | config.OnlineProfile | config.FullProfile:
     """Read and validate a recipe or transfer profile by name or path."""
     path = recipe_path(name)
     raw, lines = read_yaml(path)
-    kinds = {"prune": config.Recipe, "linear": config.LinearProfile, "full": config.FullProfile}
+    kinds = {
+        "prune": config.Recipe,
+        "linear": config.LinearProfile,
+        "online": config.OnlineProfile,
+        "full": config.FullProfile,
+    }
     kind = raw.get("kind") if isinstance(raw, dict) else None
     if kind not in kinds:
         raise UserError(
-            f"{path} is not a recipe.", f"`kind` is {kind!r}.", "One of: prune, linear, full."
+            f"{path} is not a recipe.", f"`kind` is {kind!r}.", f"One of: {', '.join(kinds)}."
         )
     try:
         return _from_plain(kinds[kind], {"name": path.stem, **raw})
@@ -336,7 +348,7 @@ def _child(holder: Any, key: str, assignment: str) -> Any:
     if not isinstance(holder, dict):
         return holder
     child = holder.get(key)
-    if isinstance(child, str) and key in ("recipe", "linear", "full"):
+    if isinstance(child, str) and key in ("recipe", "linear", "online", "full"):
         child = {"base": child}
     elif not isinstance(child, dict | list):
         child = {}

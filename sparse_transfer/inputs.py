@@ -54,9 +54,14 @@ def transform(
     loaded: LoadedModel,
     task: data.Task | None,
     cache: Path,
-    profile: config.LinearProfile | config.FullProfile | None = None,
+    profile: config.LinearProfile | config.OnlineProfile | config.FullProfile | None = None,
+    layout: str | None = None,
 ) -> Transform:
-    """Resolve `model`, `imagenet` and `dataset`; a profile's own choice goes before the arm's.
+    """Resolve `model`, `imagenet`, `dataset`, `paper`; a profile's choice goes before the arm's.
+
+    Args:
+        layout: the foreign layout that the weights were imported from. The study resized images
+            bilinearly for all weights but RigL's, which were trained on bicubic ones: `paper`.
 
     Raises:
         UserError: the statistics of a data set are asked for and there is none.
@@ -64,7 +69,9 @@ def transform(
     normalise = (profile.normalise if profile else None) or preprocess.normalise
     interpolation = (profile.interpolation if profile else None) or preprocess.interpolation
     own = loaded.spec["pretrained_cfg"]
-    if interpolation == "model":
+    if interpolation == "paper":
+        interpolation = "bicubic" if layout == "rigl" else "bilinear"
+    elif interpolation == "model":
         interpolation = own["interpolation"]
     if interpolation not in ("bilinear", "bicubic"):
         raise UserError(

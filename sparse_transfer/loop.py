@@ -247,6 +247,7 @@ def train(
     lr: float | None = None,
     distillation: Distillation | None = None,
     restart_on_prune: bool = False,
+    lap: Callable[[str], None] = lambda part: None,
 ) -> Trained:
     """Train `model` in place; on return the keeper is finished and the model has plain weights.
 
@@ -263,6 +264,8 @@ def train(
         lr: replaces the optimizer's peak learning rate.
         distillation: a teacher whose loss takes the place of the plain one.
         restart_on_prune: the learning-rate schedule begins anew after each pruning event.
+        lap: called with what has just been done, for time-keeping: "between" (whatever came before
+            a step), "loading", "forward" (loss included), "backward", "update" (masks included).
 
     Raises:
         TrainingDiverged: the loss stopped being finite.
@@ -321,6 +324,7 @@ def train(
             if step >= total:
                 break
             step += 1
+            lap("between")
             position_now = schedule_position(step, total, restarts)
             rate = learning_rate(position_now, total, per_epoch, training)
             for parameter_group in optimizer.param_groups:
@@ -335,6 +339,7 @@ def train(
                 )
                 labels = data.labels[mine].to(accelerator.device, non_blocking=True)
                 last = number == len(group) - 1
+                lap("loading")
                 with _synchronised(wrapped, world > 1 and not last):
                     with autocast(training.precision):
                         logits = wrapped(images)
@@ -347,7 +352,9 @@ def train(
                     penalty = keeper.penalty() if last else None
                     if penalty is not None:
                         loss = loss + penalty / world
+                    lap("forward")
                     accelerator.backward(loss * world)  # DDP averages over processes
+                    lap("backward")
             seen += examples
             keeper.after_backward(step)
             if training.clip_norm is not None:
@@ -364,6 +371,7 @@ def train(
                     accelerator.free_memory()
             if average is not None:
                 average.update(model)
+            lap("update")
             if step % _FINITE_CHECK_EVERY == 0:
                 _check_finite(accelerator.reduce(running), step, total, training)
             progress(step, total)

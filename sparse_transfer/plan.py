@@ -1,7 +1,7 @@
 """An experiment becomes runs: a small DAG whose nodes are named by a hash of what defines them.
 
     prune ─▶ linear        prune (dense) ─▶ tune ─▶ full        prune (dense), prune ─▶ bench
-      ├────▶ full
+      ├────▶ few_shot, online, full
       └────▶ evaluate
 
 Planning reads the labels of the data (for split hashes) and the bytes of outside weight files, and
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from sparse_transfer import cards, config, devices, lineage, plugins, store
 from sparse_transfer.errors import UserError, nearest
@@ -22,8 +22,8 @@ from sparse_transfer.weights import content_hash
 # Raised when an unchanged configuration no longer gives the numbers it gave before.
 RESULTS_VERSION = 2  # 2: upstream scores are computed in the recipe's precision on CPUs, too
 
-Stage = Literal["prune", "evaluate", "tune", "linear", "full", "bench"]
-STAGES: tuple[Stage, ...] = ("prune", "evaluate", "tune", "linear", "full", "bench")
+Stage = Literal["prune", "evaluate", "tune", "linear", "few_shot", "online", "full", "bench"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
 
 _NOT_IDENTITY = {"label", "kind", "source", "deviations"}
 
@@ -74,6 +74,28 @@ class LinearSpec:
     preprocess: config.Preprocess
     profile: config.LinearProfile
     seeds: tuple[int, ...]
+    calibrate: bool = False
+
+
+@dataclass(frozen=True)
+class FewShotSpec:
+    """Probe frozen features on ever more images per class; of the profile, only its transform."""
+
+    task: config.TaskRef
+    preprocess: config.Preprocess
+    profile: config.LinearProfile
+    few_shot: config.FewShot
+
+
+@dataclass(frozen=True)
+class OnlineSpec:
+    """Train a head on one task, the frozen backbone being recomputed each step."""
+
+    task: config.TaskRef
+    preprocess: config.Preprocess
+    profile: config.OnlineProfile
+    seed: int
+    calibrate: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,6 +106,7 @@ class FullSpec:
     preprocess: config.Preprocess
     profile: config.FullProfile
     seed: int
+    calibrate: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,7 +117,7 @@ class BenchSpec:
     image_size: int
 
 
-Spec = PruneSpec | EvaluateSpec | LinearSpec | FullSpec | BenchSpec
+Spec = PruneSpec | EvaluateSpec | LinearSpec | FewShotSpec | OnlineSpec | FullSpec | BenchSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,9 +147,9 @@ class Run:
     @property
     def title(self) -> str:
         """What people read in a list of runs."""
-        if isinstance(self.spec, LinearSpec | EvaluateSpec):
+        if isinstance(self.spec, LinearSpec | FewShotSpec | EvaluateSpec):
             return f"{self.subject} → {self.spec.task.title}"
-        if isinstance(self.spec, FullSpec):
+        if isinstance(self.spec, OnlineSpec | FullSpec):
             return f"{self.subject} → {self.spec.task.title} t{self.spec.seed}"
         return str(self.subject)
 
@@ -398,55 +421,127 @@ def _transfer_runs(
     checkpoints: list[Run],
     hashes: dict[config.TaskRef, str],
 ) -> Iterator[Run]:
-    """Linear and full runs of every checkpoint; the learning rate is searched on `anchor`."""
+    """Every mode of every checkpoint; a learning rate is searched on `anchor`."""
     for task in transfer.tasks:
         if task not in hashes:
             continue
         common = {"task": _task(task, hashes), "preprocess": _plain(transfer.preprocess)}
+        trained = common | ({"calibrate": True} if transfer.calibrate else {})
         if "linear" in transfer.modes:
-            profile = transfer.linear
-            for run in checkpoints:
-                identity = {
-                    **_base("linear"),
-                    **common,
-                    "checkpoint": run.id,
-                    "profile": _plain(profile, {"name"}) | {"version": profile.version},
-                    "seeds": list(transfer.seeds),
-                }
-                spec = LinearSpec(task, transfer.preprocess, profile, transfer.seeds)
-                yield Run("linear", run.subject, spec, identity, {"checkpoint": run})
+            yield from _linear_runs(transfer, task, trained, checkpoints)
+        if transfer.few_shot is not None:
+            yield from _few_shot_runs(transfer, transfer.few_shot, task, common, checkpoints)
+        if "linear-online" in transfer.modes and transfer.online is not None:
+            yield from _online_runs(transfer, transfer.online, task, trained, checkpoints)
         if "full" in transfer.modes and transfer.full is not None:
-            full = transfer.full
-            described = _plain(full, {"name"}) | {"version": full.version}
-            parents: dict[str, Run] = {}
-            if full.lr_grid:
-                seed = transfer.seeds[0]
-                parents["tune"] = Run(
-                    "tune",
-                    anchor.subject,
-                    FullSpec(task, transfer.preprocess, full, seed),
-                    {
-                        **_base("tune"),
-                        **common,
-                        "checkpoint": anchor.id,
-                        "profile": described,
-                        "seed": seed,
-                    },
-                    {"checkpoint": anchor},
-                )
-                yield parents["tune"]
-            for run in checkpoints:
-                for seed in transfer.seeds:
-                    identity = {
-                        **_base("full"),
-                        **common,
-                        "checkpoint": run.id,
-                        "profile": described,
-                        "seed": seed,
-                        **({"tune": parents["tune"].id} if parents else {}),
-                    }
-                    spec = FullSpec(task, transfer.preprocess, full, seed)
-                    yield Run("full", run.subject, spec, identity, {"checkpoint": run, **parents})
+            tune = _tune(transfer, transfer.full, task, common, anchor)
+            yield from _full_runs(transfer, transfer.full, task, trained, checkpoints, tune)
+
+
+def _linear_runs(
+    transfer: config.Transfer,
+    task: config.TaskRef,
+    common: dict[str, Any],
+    checkpoints: list[Run],
+) -> Iterator[Run]:
+    profile, seeds = transfer.linear, transfer.seeds
+    spec = LinearSpec(task, transfer.preprocess, profile, seeds, transfer.calibrate)
+    for run in checkpoints:
+        identity = {
+            **_base("linear"),
+            **common,
+            "checkpoint": run.id,
+            "profile": _profile(profile),
+            "seeds": list(seeds),
+        }
+        yield Run("linear", run.subject, spec, identity, {"checkpoint": run})
+
+
+def _few_shot_runs(
+    transfer: config.Transfer,
+    few_shot: config.FewShot,
+    task: config.TaskRef,
+    common: dict[str, Any],
+    checkpoints: list[Run],
+) -> Iterator[Run]:
+    profile = transfer.linear
+    spec = FewShotSpec(task, transfer.preprocess, profile, few_shot)
+    for run in checkpoints:
+        identity = {
+            **_base("few_shot"),
+            **common,
+            "checkpoint": run.id,
+            "few_shot": _plain(few_shot),
+            "transform": profile.model_dump(mode="json", include={"normalise", "interpolation"}),
+        }
+        yield Run("few_shot", run.subject, spec, identity, {"checkpoint": run})
+
+
+def _online_runs(
+    transfer: config.Transfer,
+    profile: config.OnlineProfile,
+    task: config.TaskRef,
+    common: dict[str, Any],
+    checkpoints: list[Run],
+) -> Iterator[Run]:
+    for run in checkpoints:
+        for seed in transfer.seeds:
+            identity = {
+                **_base("online"),
+                **common,
+                "checkpoint": run.id,
+                "profile": _profile(profile),
+                "seed": seed,
+            }
+            spec = OnlineSpec(task, transfer.preprocess, profile, seed, transfer.calibrate)
+            yield Run("online", run.subject, spec, identity, {"checkpoint": run})
+
+
+def _tune(
+    transfer: config.Transfer,
+    profile: config.FullProfile,
+    task: config.TaskRef,
+    common: dict[str, Any],
+    anchor: Run,
+) -> Run | None:
+    """The search of the learning rate; None where it is given."""
+    if not profile.lr_grid:
+        return None
+    seed = transfer.seeds[0]
+    identity = {
+        **_base("tune"),
+        **common,
+        "checkpoint": anchor.id,
+        "profile": _profile(profile),
+        "seed": seed,
+    }
+    spec = FullSpec(task, transfer.preprocess, profile, seed)
+    return Run("tune", anchor.subject, spec, identity, {"checkpoint": anchor})
+
+
+def _full_runs(
+    transfer: config.Transfer,
+    profile: config.FullProfile,
+    task: config.TaskRef,
+    common: dict[str, Any],
+    checkpoints: list[Run],
+    tune: Run | None,
+) -> Iterator[Run]:
+    if tune is not None:
+        yield tune
+    parents = {"tune": tune} if tune is not None else {}
+    for run in checkpoints:
+        for seed in transfer.seeds:
+            identity = {
+                **_base("full"),
+                **common,
+                "checkpoint": run.id,
+                "profile": _profile(profile),
+                "seed": seed,
+                **{role: parent.id for role, parent in parents.items()},
+            }
+            spec = FullSpec(task, transfer.preprocess, profile, seed, transfer.calibrate)
+            yield Run("full", run.subject, spec, identity, {"checkpoint": run, **parents})
 
 
 def _bench(bench: config.Bench, image_size: int, run: Run, dense: Run | None) -> Run:
@@ -494,6 +589,12 @@ def _model(model: config.ModelSpec) -> dict[str, Any]:
         if model.name.startswith("local-dir:"):
             described["name"] = "local-dir"
     return described
+
+
+def _profile(
+    profile: config.LinearProfile | config.OnlineProfile | config.FullProfile,
+) -> dict[str, Any]:
+    return _plain(profile, {"name"}) | {"version": profile.version}
 
 
 def _plain(model: config.Frozen, without: set[str] | None = None) -> dict[str, Any]:

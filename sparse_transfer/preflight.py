@@ -130,14 +130,13 @@ def _arm(arm: config.Arm, data_root: Path | None, cache: Path) -> Iterator[Probl
     for spec in arm.upstream.models:
         yield from _methods(arm, spec, upstream)
         yield from _heads(arm, spec, upstream, opened)
-    if arm.transfer and arm.transfer.full and "full" in arm.transfer.modes:
-        for ref in arm.transfer.tasks:
+    downstream = [ref for ref in (arm.transfer.tasks if arm.transfer else ()) if ref in opened]
+    for mode, profile in _trainings(arm.transfer) if arm.transfer else ():
+        for ref in downstream:
             try:
-                if ref in opened:
-                    steps = loop.total_steps(len(opened[ref].train), arm.transfer.full)
-                    loop.check_schedule(arm.transfer.full, steps)
+                loop.check_schedule(profile, loop.total_steps(len(opened[ref].train), profile))
             except UserError as error:
-                yield f"{arm.name}, full on {ref.name}", error
+                yield f"{arm.name}, {mode} on {ref.name}", error
     for name in arm.bench.backends if arm.bench else ():
         try:
             reason = plugins.load("backend", name)().available()
@@ -172,6 +171,14 @@ def _heads(
                     check_head(outputs, ref.name, len(opened[ref].classes))
             except UserError as error:
                 yield f"{arm.name}, evaluate {model.title}", error
+
+
+def _trainings(transfer: config.Transfer) -> Iterator[tuple[str, config.Training]]:
+    """The modes that train by steps, with their profiles."""
+    if transfer.online and "linear-online" in transfer.modes:
+        yield "linear-online", transfer.online
+    if transfer.full and "full" in transfer.modes:
+        yield "full", transfer.full
 
 
 def _methods(

@@ -95,6 +95,8 @@ def collect(store: Store, name: str | None) -> Results:
     raw: dict[str, list[str]] = {}
     learned: dict[tuple[str, ...], list[float]] = {}
     references: dict[str, str] = {}
+    few_shot: list[dict[str, Any]] = []
+    class_names: dict[str, list[str]] = {}
     for arm_name, arm in record["arms"].items():
         macs: dict[str, tuple[float, float]] = {}
         for run in arm["runs"]:
@@ -136,6 +138,8 @@ def collect(store: Store, name: str | None) -> Results:
             for row in result.get("rows", ()):
                 rows.append({**shared, **_flat(row, folder), "checkpoint": checkpoint})
                 references[row["task"]] = run.get("task", row["task"])
+            few_shot += _few_shot_rows(subject, result)
+            class_names |= result.get("class_names", {})
             bench += [
                 {**shared, **row, "checkpoint": checkpoint} for row in result.get("bench", ())
             ]
@@ -162,7 +166,7 @@ def collect(store: Store, name: str | None) -> Results:
             f"No run of it is finished in {store.root}.",
             f"`sparse-transfer run {record['experiment']}` does them.",
         )
-    for part in (rows, bench, layers, failures):
+    for part in (rows, bench, layers, failures, few_shot):
         _name_learned_sparsities(part, learned)
     frame = pd.DataFrame(rows)
     statuses = {
@@ -187,6 +191,8 @@ def collect(store: Store, name: str | None) -> Results:
         "contrasts": [tuple(pair) for pair in record["contrasts"]],
         "answer": record.get("answer"),
         "layers": layers,
+        "few_shot": few_shot,
+        "class_names": class_names,
         "skipped": skipped,
         "references": references,
         "failures": failures,
@@ -208,6 +214,21 @@ def stored_predictions(store: Store) -> Callable[[Any], Predictions]:
 
 def _plain_answer(answer: Answer | None) -> dict[str, Any] | None:
     return answer.model_dump(mode="json") if answer else None
+
+
+def _few_shot_rows(subject: dict[str, Any], result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row per shots and draw of a few-shot run; none of any other run."""
+    points = result.get("few_shot", ())
+    names = ("task", "metric", "n_test", "split_hash", "image_size", "c", "left_out")
+    return [
+        {
+            **subject,
+            **{name: result[name] for name in names},
+            **{name: point[name] for name in ("shots", "draw", "images", "value")},
+            "short_classes": result["short_classes"].get(str(point["shots"]), []),
+        }
+        for point in points
+    ]
 
 
 def _method(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -237,8 +258,23 @@ def held_fixed(arm: Arm) -> list[str]:
         )
         if "linear" in transfer.modes:
             lines.append(
-                f"Linear: profile {transfer.linear.name}; backbone frozen in eval mode; SGD head, "
-                "last epoch; logistic regression with C chosen on a part of train."
+                f"Linear: profile {transfer.linear.name}; backbone frozen in eval mode, cached "
+                "features; SGD head, last epoch; logistic regression with C chosen on a part of "
+                "train."
+            )
+        if transfer.few_shot:
+            few = transfer.few_shot
+            lines.append(
+                f"Few-shot: frozen features as of profile {transfer.linear.name}; logistic "
+                f"regression with C {few.c:g} at every number of shots; {few.draws} nested draws, "
+                "the same for all models."
+            )
+        if "linear-online" in transfer.modes and transfer.online:
+            online = transfer.online
+            lines.append(
+                f"Linear-online: profile {online.name}; backbone frozen in eval mode, recomputed "
+                f"each step on augmented images ({online.augment}); lr {online.optimizer.lr:g}; "
+                "last epoch."
             )
         if "full" in transfer.modes and transfer.full:
             full = transfer.full

@@ -83,6 +83,19 @@ def test_a_profile_goes_before_the_arm(loaded, task, tmp_path: Path, kind):
     assert resolve(loaded, task, tmp_path, silent, normalise="imagenet").mean == found.mean
 
 
+@pytest.mark.parametrize(
+    ("layout", "expected"), [("rigl", "bicubic"), ("torchvision", "bilinear"), (None, "bilinear")]
+)
+def test_the_study_resized_bilinearly_but_for_the_weights_of_rigl(
+    loaded, tmp_path: Path, layout, expected
+):
+    preprocess = config.Preprocess(image_size=16, crop="none")
+    profile = config.LinearProfile(normalise="imagenet", interpolation="paper")
+    found = inputs.transform(preprocess, loaded, None, tmp_path, profile, layout)
+    assert found.interpolation == expected
+    assert found.facts()["interpolation"] == expected
+
+
 def test_an_interpolation_that_we_do_not_have_is_refused(tmp_path: Path):
     spec = config.ModelSpec(
         name="resnet20_cifar", weights="random", pretrained_cfg=OWN | {"interpolation": "lanczos"}

@@ -423,3 +423,50 @@ def test_a_method_without_a_target_runs_once_per_seed():
 def test_weights_and_channels_are_not_compared_at_one_sparsity():
     with pytest.raises(UserError, match="(?s)compares progressive with gmp.*two arms"):
         made(prune__methods=["gmp", "progressive"])
+
+
+ONLINE = {"epochs": 2}
+
+
+def test_every_mode_has_runs_of_its_own():
+    of = made(
+        transfer__modes=["linear", "linear-online", "full"],
+        transfer__online=ONLINE,
+        transfer__few_shot={},
+        transfer__seeds=[0, 1],
+    )
+    counts = {stage: sum(run.stage == stage for run in of.runs) for stage in plan.STAGES}
+    assert counts["linear"] == counts["few_shot"] == 2  # one per checkpoint
+    assert counts["online"] == counts["full"] == 4  # and per transfer seed
+
+
+def test_curves_over_shots_and_the_on_line_mode_leave_the_other_runs_as_they_are():
+    more = made(
+        transfer__modes=["linear", "linear-online", "full"],
+        transfer__online=ONLINE,
+        transfer__few_shot={},
+    )
+    before, after = ids(made()), ids(more)
+    assert all(before[stage] == after[stage] for stage in ("prune", "tune", "linear", "full"))
+
+
+def test_a_temperature_is_part_of_what_is_asked_of_a_run():
+    before, after = ids(made()), ids(made(transfer__calibrate=True))
+    assert before["tune"] == after["tune"]
+    assert not before["linear"] & after["linear"] and not before["full"] & after["full"]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"transfer__few_shot": {"c": 1.0}}, {"transfer__linear": {"normalise": "imagenet"}}]
+)
+def test_what_defines_a_curve_over_shots(changes):
+    def curve(**fields: Any) -> set[str]:
+        return ids(made(**{"transfer__few_shot": {}, **fields}))["few_shot"]
+
+    assert curve() == curve(transfer__linear={"epochs": 7})  # of the profile, the transform alone
+    assert not curve() & curve(**changes)
+
+
+def test_the_on_line_mode_needs_a_profile():
+    with pytest.raises(UserError, match="paper-linear-online"):
+        made(transfer__modes=["linear-online"])

@@ -199,6 +199,33 @@ def test_the_last_recorded_experiment_is_the_default_and_a_file_name_will_do(fin
     assert record.collect(store, "studies/made.yaml").facts["title"] == "made"
 
 
+def test_curves_over_shots_and_the_names_of_classes_reach_the_facts(finished):
+    store, made = finished
+    run = next(r for r in made.runs if r.stage == "linear" and r.subject.method == "gmp")
+    path = store.folder(run.stage, run.id) / "result.json"
+    points = [{"shots": 2, "draw": 0, "images": 8, "value": 0.5, "notes": []}]
+    known = {"metric": "top1", "n_test": 40, "split_hash": "s", "image_size": 32, "c": 0.1}
+    curve = {"few_shot": points, "task": "digits", "left_out": [64], **known}
+    curve |= {"short_classes": {"2": ["nine"]}, "class_names": {"digits": ["zero", "one"]}}
+    write_json(path, read_json(path) | curve)
+    facts = record.collect(store, None).facts
+    (row,) = facts["few_shot"]
+    assert (row["method"], row["task"], row["shots"], row["value"]) == ("gmp", "digits", 2, 0.5)
+    assert row["short_classes"] == ["nine"] and row["left_out"] == [64]
+    assert facts["class_names"] == {"digits": ["zero", "one"]}
+
+
+def test_every_mode_says_what_it_holds_fixed():
+    modes = ["linear", "linear-online", "full"]
+    fields = {"transfer__modes": modes, "transfer__online": {"epochs": 1}}
+    arm = experiment_file.build(raw(transfer__few_shot={}, **fields)).arms[0]
+    lines = {line.partition(":")[0]: line for line in record.held_fixed(arm)}
+    assert "cached features" in lines["Linear"]
+    assert "recomputed each step" in lines["Linear-online"]
+    assert "C 0.1 at every number of shots; 5 nested draws" in lines["Few-shot"]
+    assert "Full" in lines
+
+
 def test_an_arm_without_dense_does_not_claim_that_dense_chose_the_learning_rate():
     of_dense = experiment_file.build(raw()).arms[0]
     alone = experiment_file.build(raw(prune__dense=False)).arms[0]

@@ -105,12 +105,17 @@ def prune(
 def transfer(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder of this program.")],
     task: Annotated[list[str], typer.Option(help="Task card. May be repeated.")],
-    mode: Annotated[list[str] | None, typer.Option(help="linear, full. May be repeated.")] = None,
+    mode: Annotated[
+        list[str] | None, typer.Option(help="linear, linear-online, full. May be repeated.")
+    ] = None,
     dense: Annotated[
         Path | None, typer.Option(help="Checkpoint of the dense model to compare with.")
     ] = None,
     linear: Annotated[str, typer.Option(help="Linear profile.")] = "paper-linear",
     full: Annotated[str, typer.Option(help="Full fine-tuning profile.")] = "short",
+    online: Annotated[
+        str, typer.Option(help="Profile of linear-online: backbone recomputed each step.")
+    ] = "paper-linear-online",
     image_size: Annotated[
         int | None, typer.Option(help="Pixels; default: the checkpoint's own.")
     ] = None,
@@ -136,6 +141,7 @@ def transfer(
         modes=mode or ["linear"],
         linear=linear,
         full=full,
+        online=online,
         image_size=image_size,
         crop=crop,
         seeds=seeds,

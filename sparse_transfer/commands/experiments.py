@@ -133,7 +133,10 @@ def run(
     sets: Sets = None,
     stage: Annotated[
         list[str] | None,
-        typer.Option(help="Only this stage: prune, evaluate, tune, linear, full, bench, report."),
+        typer.Option(
+            help="Only this stage: prune, evaluate, tune, linear, few_shot, online, full, bench, "
+            "report."
+        ),
     ] = None,
     only: Annotated[list[str] | None, typer.Option(help="Only runs whose id starts so.")] = None,
     shard: Annotated[

@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import numpy as np
 
+from sparse_transfer.calibration import expected_calibration_error
 from sparse_transfer.metrics import Metric
 from sparse_transfer.predictions import Predictions
-
-BINS = 15
 
 
 def ece(predictions: Predictions, classes: int) -> float:
     """The expected calibration error, in [0, 1]; 0 for a calibrated model."""
-    confidence = np.exp(predictions.top_log_prob[:, 0].astype(np.float64)).clip(0.0, 1.0)
-    right = (predictions.prediction == predictions.label).astype(np.float64)
-    bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
-    surplus = np.bincount(bins, weights=right - confidence, minlength=BINS)
-    return float(np.abs(surplus).sum() / len(right))
+    confidence = np.exp(predictions.top_log_prob[:, 0].astype(np.float64))
+    return expected_calibration_error(confidence, predictions.prediction == predictions.label)
 
 
 METRIC = Metric("ece", version=1, higher_is_better=False, function=ece)

@@ -19,7 +19,7 @@ import pandas as pd
 from sparse_transfer.store import replacing
 
 Kind = Literal[
-    "text", "percent", "sparsity", "change", "count", "ratio", "milliseconds", "megabytes"
+    "text", "percent", "sparsity", "change", "count", "ratio", "milliseconds", "megabytes", "number"
 ]
 
 
@@ -126,7 +126,8 @@ def show(record: Mapping[str, Any], column: Column) -> Cell:
     other = record.get(column.beside, "")
     detail = ""
     if not _is_missing(other):
-        detail = f"({other if column.kind == 'text' else _number(float(other), column.kind)})"
+        is_text = column.kind == "text" or isinstance(other, str)
+        detail = f"({other if is_text else _number(float(other), column.kind)})"
     if column.kind == "text":
         return Cell(str(value), detail)
     number = float(value)
@@ -148,6 +149,8 @@ def _number(value: float, kind: Kind) -> str:
         return f"{1000 * value:.3g}"
     if kind == "megabytes":
         return f"{value / 1e6:.3g}"
+    if kind == "number":
+        return f"{value:.3f}".replace("-", "−")
     if kind == "sparsity":
         return f"{100 * value:.4g}"
     sign = "+" if kind == "change" else ""

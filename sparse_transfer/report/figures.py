@@ -327,6 +327,37 @@ def layer_lines(
     return _drawing(figure, name, title, caption, frame)
 
 
+def accuracy_by_shots(
+    frame: pd.DataFrame, looks: Looks, *, name: str, title: str, caption: str
+) -> Drawing:
+    """Mean accuracy by training images per class (log2 axis), one line per method.
+
+    Args:
+        frame: columns method, shots, accuracy, and if known accuracy_low and accuracy_high.
+    """
+    figure, axes = _panel(title, "mean accuracy over tasks, %", bottom=0.62)
+    shots = sorted(frame["shots"].unique())
+    ends = []
+    methods = list(dict.fromkeys(frame["method"]))
+    for place, (method, part) in enumerate(frame.sort_values("shots").groupby("method")):
+        colour, marker = looks[str(method)]
+        shift = (place - (len(methods) - 1) / 2) * min(0.05, 0.3 / len(methods))
+        x = [math.log2(k) + shift for k in part["shots"]]
+        y = [100 * value for value in part["accuracy"]]
+        axes.plot(x, y, color=colour, marker=marker, markersize=4, linewidth=1.2)
+        if "accuracy_low" in part:
+            for at, low, high in zip(x, part["accuracy_low"], part["accuracy_high"], strict=True):
+                axes.plot([at, at], [100 * low, 100 * high], color=colour, linewidth=1.1)
+        ends.append((y[-1], str(method), colour))
+    axes.xaxis.set_major_locator(FixedLocator([math.log2(k) for k in shots]))
+    axes.set_xticklabels([str(k) for k in shots])
+    axes.grid(visible=False, axis="x")
+    axes.set_xlabel("training images per class")
+    axes.margins(y=0.1)
+    _label_ends(axes, ends)
+    return _drawing(figure, name, title, caption, frame)
+
+
 def front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
     """The points that no other point beats in both coordinates, by rising first coordinate."""
     best: list[tuple[float, float]] = []

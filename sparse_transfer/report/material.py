@@ -61,9 +61,15 @@ class Material:
         return layers.by_layer(self.facts["layers"]) if self.facts["layers"] else pd.DataFrame()
 
     @cached_property
+    def few_shot(self) -> pd.DataFrame:
+        """One row per model, task, shots and draw of the few-shot runs; may be empty."""
+        return pd.DataFrame(self.facts["few_shot"])
+
+    @cached_property
     def methods(self) -> list[str]:
         """Every method that appears anywhere."""
-        named = [one["method"] for one in (self.frame, self.measured, self.layers) if len(one)]
+        frames = (self.frame, self.measured, self.layers, self.few_shot)
+        named = [one["method"] for one in frames if len(one)]
         return sorted({str(method) for column in named for method in column})
 
     @cached_property
@@ -109,7 +115,9 @@ class Material:
                 )
                 if own[name].ne("").any()
             ]
-        others = [name for name in ("linear", "full") if mode and not mode.startswith(name)]
+        own = "linear" if mode in ("linear-sgd", "linear-lbfgs") else mode
+        modes = ("linear", "few-shot", "linear-online", "full")
+        others = [name for name in modes if mode and name != own]
         kept = [line for line in map(str, lines) if line.partition(":")[0].lower() not in others]
         return " ".join(f"{line.rstrip('.;')}." for line in kept)
 

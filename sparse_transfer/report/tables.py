@@ -21,8 +21,10 @@ MODES = {
     "upstream": "Upstream",
     "linear-sgd": "Linear probe (SGD)",
     "linear-lbfgs": "Linear probe (L-BFGS)",
+    "linear-online": "Linear, backbone recomputed",
     "full": "Full fine-tuning",
 }
+PROBES = ("linear-sgd", "linear-lbfgs")  # two readings of one table of features
 CELL = ["method", "sparsity"]
 SUMMARY = (
     Column("method", "method"),
@@ -344,7 +346,7 @@ def _probe_dependent_tasks(tasks: pd.DataFrame) -> set[tuple[Any, ...]]:
     """Cells and tasks on which the two linear probes disagree in sign."""
     signs: dict[tuple[Any, ...], set[bool]] = {}
     for row in records(tasks):
-        if str(row["mode"]).startswith("linear") and row["r"] == row["r"] and row["r"] != 0:
+        if row["mode"] in PROBES and row["r"] == row["r"] and row["r"] != 0:
             signs.setdefault(_probe_key(row), set()).add(row["r"] > 0)
     return {key for key, found in signs.items() if len(found) > 1}
 
@@ -352,7 +354,7 @@ def _probe_dependent_tasks(tasks: pd.DataFrame) -> set[tuple[Any, ...]]:
 def _marks(row: Mapping[str, Any], is_probe_dependent: bool) -> Iterator[str]:
     if row["few_dense_errors"] is True:
         yield f"few dense errors ({row['dense_errors']:.0f})"
-    if is_probe_dependent and str(row["mode"]).startswith("linear"):
+    if is_probe_dependent and row["mode"] in PROBES:
         yield "probe-dependent"
     if row["worse_than_linear"] is True:
         yield "full worse than linear"

@@ -148,6 +148,7 @@ def _under(group: Group) -> str:
         "upstream": "upstream",
         "linear-sgd": "with linear probes (SGD)",
         "linear-lbfgs": "with linear probes (L-BFGS)",
+        "linear-online": "with linear heads on a backbone recomputed each step",
         "full": "with full fine-tuning",
     }
     own = words.get(group.mode, f"in mode {group.mode}")

@@ -25,6 +25,8 @@ from sparse_transfer import (
     models,
     plan,
 )
+from sparse_transfer.calibration import Temperature, fit_temperature
+from sparse_transfer.images import Images
 from sparse_transfer.pruning.driver import FixedMask
 from sparse_transfer.pruning.masks import Masks
 from sparse_transfer.seeds import derive
@@ -40,8 +42,10 @@ def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context)
     assert isinstance(spec, plan.FullSpec)
     task = data.open_task(spec.task, data_root=context.data_root, cache=context.cache)
     lr = _learning_rate(spec.profile, task, parents)
+    held_out = task.validation if spec.calibrate and len(task.validation) else None
+    folder = parents["checkpoint"] / "checkpoint"
     tuned = fine_tune(
-        parents["checkpoint"] / "checkpoint", task, task.train, task.test, spec, lr, out, context
+        folder, task, task.train, task.test, spec, lr, out, context, held_out=held_out
     )
     row = evaluation.row(
         out,
@@ -51,6 +55,7 @@ def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context)
         logits=tuned["logits"],
         classes=len(task.classes),
         write=context.accelerator.is_main_process,
+        temperature=held_out_temperature(tuned["held_out"]) if spec.calibrate else None,
         task=task.card.name,
         metric=task.card.metric,
         mode="full",
@@ -62,6 +67,7 @@ def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context)
     )
     return {
         "rows": [row],
+        "class_names": {task.card.name: list(task.classes)},
         "lr": lr,
         "training": tuned["training"],
         "skipped": {task.card.name: dict(task.skipped)},
@@ -84,21 +90,27 @@ def fine_tune(
     lr: float,
     out: Path | None,
     context: Context,
+    *,
+    held_out: data.Split | None = None,
 ) -> dict[str, Any]:
     """Fine-tune the checkpoint in `folder` on `train` and give logits on `scored`.
 
     Args:
         out: folder of the resume file; None trains without one.
+        held_out: images to give logits on, too.
 
     Returns:
-        logits (n, classes), labels, ids, and facts of mask, transform and training.
+        logits (n, classes), labels, ids; held_out (its logits and labels, or None); and facts of
+        mask, transform and training.
     """
     profile, accelerator = spec.profile, context.accelerator
     opened = checkpoint.open_checkpoint(folder)
     model = opened.model
     models.new_head(model, len(task.classes), derive(spec.seed, "transfer"))
     model = model.to(accelerator.device)
-    transform = inputs.transform(spec.preprocess, opened.loaded, task, context.cache, profile)
+    transform = inputs.transform(
+        spec.preprocess, opened.loaded, task, context.cache, profile, opened.layout
+    )
     if profile.bn == "recalibrated" and batchnorm.has_statistics(model):
         still = transform.images(train, context.cache)
         batchnorm.recalibrate(
@@ -124,21 +136,33 @@ def fine_tune(
         lr=lr,
     )
     images = transform.images(scored, context.cache)
-    logits = features.logits(
-        model,
-        images,
-        accelerator=accelerator,
-        batch_size=_EVALUATION_BATCH,
-    )
+    held_images = transform.images(held_out, context.cache) if held_out is not None else None
     return {
-        "logits": logits,
+        "logits": logits_of(model, images, context),
         "labels": np.asarray(images.labels),
         "ids": np.asarray(images.ids),
+        "held_out": (logits_of(model, held_images, context), np.asarray(held_images.labels))
+        if held_images is not None
+        else None,
         "mask": keeper.summary(),
         "measured_sparsity": _measured(opened, keeper),
         "transform": transform.facts(),
         "training": {"losses": list(trained.losses), "warnings": list(trained.warnings)},
     }
+
+
+def logits_of(model: nn.Module, images: Images, context: Context) -> np.ndarray:
+    """Logits of a trained model: (n, classes) float32."""
+    return features.logits(
+        model, images, accelerator=context.accelerator, batch_size=_EVALUATION_BATCH
+    )
+
+
+def held_out_temperature(held_out: tuple[np.ndarray, np.ndarray] | None) -> Temperature | str:
+    """The temperature of held-out logits and labels, or why there is none."""
+    if held_out is None:
+        return "The task holds out no part of its training images (`validation` of the task)."
+    return fit_temperature(*held_out)
 
 
 def _measured(opened: checkpoint.Checkpoint, keeper: FixedMask) -> float:

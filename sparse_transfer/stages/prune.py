@@ -82,6 +82,7 @@ def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context)
         "recipe": spec.recipe.name,
         "run": run.id,
         "summary": summary,
+        **checkpoint.imported(spec.model),
     }
     if context.accelerator.is_main_process:
         checkpoint.save(

@@ -4,6 +4,14 @@ Pure functions over numpy arrays and pandas frames. The unit of replication is t
 where there is one checkpoint per method every statement is conditional on it and says so.
 """
 
+from sparse_transfer.statistics.agreement import (
+    Agreement,
+    ByClass,
+    agreement,
+    by_class,
+    cohen_kappa,
+    mcnemar_p,
+)
 from sparse_transfer.statistics.cells import GROUP, PairedErrors
 from sparse_transfer.statistics.comparison import MARGIN, Comparison, LoadPredictions, compare
 from sparse_transfer.statistics.contrasts import (
@@ -24,6 +32,7 @@ from sparse_transfer.statistics.examples import (
     example_errors,
     paired_bootstrap,
 )
+from sparse_transfer.statistics.few_shot import few_shot_areas, few_shot_curves
 from sparse_transfer.statistics.intervals import (
     Interval,
     bca_interval,
@@ -54,6 +63,8 @@ __all__ = [
     "GROUP",
     "MARGIN",
     "Aggregates",
+    "Agreement",
+    "ByClass",
     "Comparison",
     "ExampleBootstrap",
     "ExampleErrors",
@@ -63,19 +74,25 @@ __all__ = [
     "Ranks",
     "Verdict",
     "aggregate",
+    "agreement",
     "bca_interval",
     "bootstrap_errors",
+    "by_class",
+    "cohen_kappa",
     "compare",
     "contrast",
     "dense_drift",
     "difficulty",
     "difficulty_correlation",
     "example_errors",
+    "few_shot_areas",
+    "few_shot_curves",
     "friedman",
     "hierarchical_bootstrap",
     "holm",
     "interaction",
     "may_share_ranking",
+    "mcnemar_p",
     "minimum_detectable_effect",
     "paired_bootstrap",
     "pooled_sd",

@@ -101,7 +101,7 @@ class ExampleOrder:
         elif is_known:
             _check_labels(self.example, self.label, label)
         else:
-            _check_same(self.example, self.label, ids[order], label)
+            check_same(self.example, self.label, ids[order], label)
         return model.prediction[order] != label
 
 
@@ -158,7 +158,7 @@ def bootstrap_errors(
     Raises:
         UserError: dense and sparse models did not see the same examples.
     """
-    _check_same(dense.example, dense.label, sparse.example, sparse.label)
+    check_same(dense.example, dense.label, sparse.example, sparse.label)
     error = np.stack([dense.error, sparse.error], axis=1)
     sums = resampled_errors(dense.label, error, metric=metric, resamples=resamples, seed=seed)
     return ratio_of_errors(sums[:, 0], sums[:, 1], confidence=confidence)
@@ -234,12 +234,20 @@ def percentile_limits(
     return float(low), float(high)
 
 
-def _check_same(
+def check_same(
     example: NDArray[np.str_],
     label: NDArray[np.int64],
     other_example: NDArray[np.str_],
     other_label: NDArray[np.int64],
 ) -> None:
+    """Refuse two sets of predictions, sorted by id, that are not of the same examples.
+
+    Args:
+        example, other_example: (n,) str, sorted. label, other_label: (n,) int.
+
+    Raises:
+        UserError: ids or labels differ; the first is named.
+    """
     if len(example) != len(other_example):
         raise _other_examples(f"One has {len(example)} examples, the other {len(other_example)}.")
     different = np.flatnonzero(example != other_example)

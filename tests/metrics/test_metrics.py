@@ -8,7 +8,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from sklearn.metrics import log_loss as sklearn_log_loss
 
-from sparse_transfer.metrics.ece import BINS
+from sparse_transfer.calibration import BINS
 from sparse_transfer.metrics.ece import METRIC as ECE
 from sparse_transfer.metrics.log_loss import METRIC as LOG_LOSS
 from sparse_transfer.metrics.mean_per_class import METRIC as MEAN_PER_CLASS

@@ -27,8 +27,8 @@ def report(study):
 
 def test_a_full_study_has_every_section_and_every_file(report, tmp_path):
     path = save(report, tmp_path / "report")
-    expected = ["summary", "increase", "tasks", "bought", "inside", "missing", "provenance"]
-    assert sections(report) == expected
+    expected = ["summary", "increase", "tasks", "behaviour", "bought", "inside", "missing"]
+    assert sections(report) == [*expected, "provenance"]
     assert path == tmp_path / "report" / "index.html"
     page = path.read_text()
     for link in re.findall(r'href="([^"#:]+)"', page):

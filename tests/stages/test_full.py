@@ -68,3 +68,21 @@ def test_the_same_seed_gives_the_same_head_to_every_checkpoint(pruned: Path):
         models.new_head(model, 7, 5)
         heads.append(model.get_parameter("fc.weight"))
     assert torch.equal(*heads)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_a_temperature_comes_from_images_that_the_task_holds_out(
+    tmp_path: Path, half_pruned: Path, share: float
+):
+    ref = config.TaskRef(name="textures", train_images=80, validation=share)
+    profile = config.FullProfile(steps=3, batch_size=16)
+    spec = plan.FullSpec(ref, SIZE, profile, 0, calibrate=True)
+    run = plan.Run("full", plan.Subject("net", "gmp", 0.5, 0), spec, {})
+    context = Context(accelerator(), None, tmp_path / "cache")
+    row = full.run(run, {"checkpoint": half_pruned}, tmp_path, context)["rows"][0]
+    if share:
+        assert row["temperature_images"] == 20
+        task = data.open_task(ref, data_root=None, cache=tmp_path / "cache")
+        assert not set(task.validation.ids) & set(task.train.ids)
+    else:
+        assert "`validation`" in row["not_calibrated"] and "temperature" not in row

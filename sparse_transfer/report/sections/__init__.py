@@ -12,15 +12,18 @@ from sparse_transfer.report.html import Section
 from sparse_transfer.report.material import Material
 from sparse_transfer.report.sections import (
     answer,
+    behaviour,
     beside,
     bought,
     examples,
+    few_shot,
     increase,
     inside,
     missing,
     origin,
     summary,
     tasks,
+    training_time,
     upstream,
 )
 
@@ -31,8 +34,11 @@ ALL: tuple[Callable[[Material], Section | None], ...] = (
     beside.section,
     increase.section,
     tasks.section,
+    behaviour.section,
     examples.section,
+    few_shot.section,
     bought.section,
+    training_time.section,
     inside.section,
     missing.section,
     origin.section,
