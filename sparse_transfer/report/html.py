@@ -9,9 +9,9 @@ from typing import Any
 
 import jinja2
 
+from sparse_transfer.report.canvas import Drawing
 from sparse_transfer.report.cells import Table
 from sparse_transfer.report.colours import assign, css_variables, variable
-from sparse_transfer.report.figures import Drawing
 from sparse_transfer.report.pictures import Picture
 
 HERE = Path(__file__).parent

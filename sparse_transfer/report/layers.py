@@ -8,9 +8,10 @@ from typing import Any, cast
 import pandas as pd
 
 from sparse_transfer.report import cells
+from sparse_transfer.report.canvas import Drawing, percent
 from sparse_transfer.report.cells import Column, Table, slug, with_values
 from sparse_transfer.report.colours import Looks
-from sparse_transfer.report.figures import Drawing, layer_lines, percent
+from sparse_transfer.report.figures import layer_lines
 
 BY = ["arm", "model", "method", "sparsity"]
 COLUMNS = (

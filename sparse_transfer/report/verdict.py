@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from sparse_transfer.report.canvas import percent
 from sparse_transfer.report.cells import records
 from sparse_transfer.report.cost_tables import regime
-from sparse_transfer.report.figures import percent
 from sparse_transfer.report.tables import Group
 from sparse_transfer.statistics import Comparison
 

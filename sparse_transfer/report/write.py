@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 
 from sparse_transfer.report import answer, cost_tables, imported, tables
+from sparse_transfer.report.canvas import Drawing
 from sparse_transfer.report.cells import Table
-from sparse_transfer.report.figures import Drawing
 from sparse_transfer.report.html import Section, page
 from sparse_transfer.report.latex import latex
 from sparse_transfer.report.material import LoadImages, LoadPredictions, Material

@@ -10,7 +10,8 @@ import pandas as pd
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparse_transfer.report import colours, figures
+from sparse_transfer.report import canvas, colours, cost_figures, figures
+from sparse_transfer.statistics.fronts import front
 
 LOOKS = colours.assign(["dense", "gmp", "acdc"])
 INCREASES = pd.DataFrame(
@@ -25,7 +26,7 @@ INCREASES = pd.DataFrame(
 TASKS = INCREASES.assign(task="digits", value=[0.9, 0.8, 0.95, 0.9])
 
 
-def drawn() -> figures.Drawing:
+def drawn() -> canvas.Drawing:
     return figures.increase_by_sparsity(
         INCREASES, LOOKS, name="a", title="Full <fine> & tuning", caption="c", limits=(-0.1, 0.6)
     )
@@ -58,7 +59,7 @@ def test_every_kind_of_figure_is_small():
         drawn(),
         figures.accuracy_by_task(TASKS, LOOKS, tasks=["digits"], **words),
         figures.heat_map(TASKS, tasks=["digits"], **words),
-        figures.pareto(cost, LOOKS, unit="MACs", **words),
+        cost_figures.pareto(cost, LOOKS, unit="MACs", **words),
         figures.layer_lines(layers, LOOKS, column="density", what="weights kept", **words),
     ]
     for one in made:
@@ -77,17 +78,17 @@ def test_a_layer_without_a_value_is_left_out():
 def test_the_heat_map_prints_every_value():
     made = figures.heat_map(TASKS, tasks=["digits"], name="h", title="t", caption="c")
     for value in TASKS["increase"]:
-        assert f">{figures.signed(100 * value)}<" in made.inline
+        assert f">{canvas.signed(100 * value)}<" in made.inline
 
 
 def test_the_front_holds_what_nothing_beats():
     points = [(1.0, 0.1), (0.5, 0.2), (0.6, 0.3), (0.5, 0.25), (2.0, 0.1)]
-    assert figures.front(points) == [(0.5, 0.2), (1.0, 0.1)]
+    assert front(points) == [(0.5, 0.2), (1.0, 0.1)]
 
 
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=8))
 def test_spread_labels_keep_their_distance_and_their_order(values):
-    placed = figures.spread(values, 0.5, -5, 15)
+    placed = canvas.spread(values, 0.5, -5, 15)
     ordered = sorted(placed)
     assert all(b - a > 0.5 - 1e-9 for a, b in zip(ordered, ordered[1:], strict=False))
     pairs = sorted(zip(values, placed, strict=True))
@@ -95,13 +96,13 @@ def test_spread_labels_keep_their_distance_and_their_order(values):
 
 
 def test_common_limits_hold_zero_and_ignore_what_is_missing():
-    low, high = figures.common_limits([0.2, math.nan, 0.5, math.inf])
+    low, high = canvas.common_limits([0.2, math.nan, 0.5, math.inf])
     assert low < 0 < 0.5 < high < 0.6
-    assert figures.common_limits([])[0] < 0 < figures.common_limits([])[1]
+    assert canvas.common_limits([])[0] < 0 < canvas.common_limits([])[1]
 
 
 def test_signed_numbers():
-    shown = [figures.signed(value) for value in (0.04, -3.14, 12.3, 9.96, 202.4)]
+    shown = [canvas.signed(value) for value in (0.04, -3.14, 12.3, 9.96, 202.4)]
     assert shown == ["0", "−3.1", "+12", "+10", "+202"]
 
 

@@ -8,8 +8,8 @@ import pandas as pd
 
 from sparse_transfer.report import cost_tables
 from sparse_transfer.report import figures as draw
+from sparse_transfer.report.canvas import Drawing
 from sparse_transfer.report.cells import slug
-from sparse_transfer.report.figures import Drawing
 from sparse_transfer.report.html import Part, Section
 from sparse_transfer.report.material import Material, Place
 from sparse_transfer.report.tables import CELL

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 
 from sparse_transfer.report import figures as draw
-from sparse_transfer.report.figures import Drawing
+from sparse_transfer.report.canvas import Drawing, common_limits
 from sparse_transfer.report.html import Part, Section
 from sparse_transfer.report.material import Material, Place
 from sparse_transfer.report.tables import CELL, Group
@@ -58,8 +58,8 @@ def _increase(material: Material, place: Place, comparison: Comparison) -> Itera
 def _shared_limits(groups: Sequence[Group], rows: pd.DataFrame) -> dict[str, tuple[float, float]]:
     """The axis of each group: shared where that leaves every panel readable, else its own."""
     columns = ["mor", "low", "high"]
-    own = {g.name: draw.common_limits(g.of(rows)[columns].to_numpy().ravel()) for g in groups}
+    own = {g.name: common_limits(g.of(rows)[columns].to_numpy().ravel()) for g in groups}
     spans = [high - low for low, high in own.values()]
     if max(spans) > 2 * min(spans):
         return own
-    return dict.fromkeys(own, draw.common_limits(rows[columns].to_numpy().ravel(), margin=0.05))
+    return dict.fromkeys(own, common_limits(rows[columns].to_numpy().ravel(), margin=0.05))
