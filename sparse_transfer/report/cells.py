@@ -19,7 +19,19 @@ import pandas as pd
 from sparse_transfer.store import replacing
 
 Kind = Literal[
-    "text", "percent", "sparsity", "change", "count", "ratio", "milliseconds", "megabytes", "number"
+    "text",
+    "percent",
+    "sparsity",
+    "change",
+    "count",
+    "ratio",
+    "milliseconds",
+    "megabytes",
+    "number",
+    "correlation",
+    "p",
+    "duration",
+    "macs",
 ]
 
 
@@ -153,8 +165,33 @@ def _number(value: float, kind: Kind) -> str:
         return f"{value:.3f}".replace("-", "−")
     if kind == "sparsity":
         return f"{100 * value:.4g}"
+    if kind == "correlation":
+        return f"{value:+.2f}".replace("-", "−")
+    if kind == "p":
+        return f"{value:.2g}" if value >= 0.001 else "< 0.001"
+    if kind == "duration":
+        return duration(value)
+    if kind == "macs":
+        return macs(value)
     sign = "+" if kind == "change" else ""
     return f"{100 * value:{sign}.1f}".replace("-", "−")
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit in which they are read: `1.4 s`, `12 min`, `3.5 h`."""
+    size = abs(seconds)
+    for limit, unit, length in ((90.0, "s", 1.0), (5400.0, "min", 60.0), (math.inf, "h", 3600.0)):
+        if size < limit:
+            return f"{seconds / length:.3g} {unit}".replace("-", "−")
+    return f"{seconds:g} s"
+
+
+def macs(count: float) -> str:
+    """Multiply-accumulates per image: `820 k`, `41.2 M`, `4.09 G`."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f}"
 
 
 def _is_missing(value: object) -> bool:
