@@ -87,6 +87,7 @@ def collect(store: Store, name: str | None) -> Results:
     rows: list[dict[str, Any]] = []
     bench: list[dict[str, Any]] = []
     layers: list[dict[str, Any]] = []
+    costs: list[dict[str, Any]] = []
     failures: list[dict[str, Any]] = []
     skipped: dict[str, dict[str, int]] = {}
     finished = 0
@@ -127,6 +128,9 @@ def collect(store: Store, name: str | None) -> Results:
                 "threads": manifest["threads"],
             }
             shared = {"stage": run["stage"], "run": run["id"], **subject, "recipe": arm["recipe"]}
+            if (seconds := result.get("cost", {}).get("seconds")) is not None:
+                task = {"task": run.get("task", "")}
+                costs.append({"stage": run["stage"], **subject, **task, "seconds": seconds})
             if run["stage"] == "prune":
                 if not run["sparsity"] and (found := result["measured_sparsity"]):
                     learned.setdefault(_method(subject), []).append(found)
@@ -166,7 +170,7 @@ def collect(store: Store, name: str | None) -> Results:
             f"No run of it is finished in {store.root}.",
             f"`sparse-transfer run {record['experiment']}` does them.",
         )
-    for part in (rows, bench, layers, failures, few_shot):
+    for part in (rows, bench, layers, costs, failures, few_shot):
         _name_learned_sparsities(part, learned)
     frame = pd.DataFrame(rows)
     statuses = {
@@ -193,6 +197,7 @@ def collect(store: Store, name: str | None) -> Results:
         "layers": layers,
         "few_shot": few_shot,
         "class_names": class_names,
+        "costs": costs,
         "skipped": skipped,
         "references": references,
         "failures": failures,
@@ -360,7 +365,7 @@ def _add_mac_ratio(
     runs: list[dict[str, Any]],
     macs: dict[str, tuple[float, float]],
 ) -> None:
-    """MACs with zeros skipped, as a share of the arm's dense model of the same name."""
+    """MACs per image with zeros skipped, and as a share of the arm's dense model of that name."""
     dense = {
         run["model"]: macs[run["id"]][1]
         for run in reversed(runs)
@@ -369,6 +374,7 @@ def _add_mac_ratio(
     for row in rows:
         if row["arm"] == arm and row["checkpoint"] in macs:
             own, own_dense = macs[row["checkpoint"]]
+            row["macs"] = own
             row["mac_ratio"] = own / dense.get(row["model"], own_dense)
 
 

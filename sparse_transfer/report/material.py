@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -120,16 +120,3 @@ class Material:
         others = [name for name in modes if mode and name != own]
         kept = [line for line in map(str, lines) if line.partition(":")[0].lower() not in others]
         return " ".join(f"{line.rstrip('.;')}." for line in kept)
-
-    def errors(self, groups: Sequence[Group]) -> Iterator[tuple[Group, pd.DataFrame]]:
-        """Mean error over tasks by method, where all of them have the same number of tasks."""
-        if self.comparison is None:
-            return
-        modes = {group.mode for group in groups}
-        # The second probe checks the first one; it would only repeat these figures.
-        left_out = {"upstream"} | ({"linear-lbfgs"} if "linear-sgd" in modes else set())
-        for group in [g for g in groups if g.mode not in left_out] or groups:
-            rows = group.of(self.comparison.methods)
-            rows = rows[rows["mean_value"].notna()]
-            rows = rows[rows["n_tasks"] == rows["n_tasks"].max()]
-            yield group, rows.assign(error=1 - rows["mean_value"])

@@ -89,8 +89,8 @@ def build(
         facts: what is not in the frames, all optional: `title`, `experiment`, `notes` (str);
             `labels` (list of str; one that starts with `demo` withholds intervals and verdicts);
             `contrasts` (pairs of methods declared in advance); `answer` (see `config.Answer`);
-            `held_fixed` (arm → list of lines); `layers` (see `layers.by_layer`); `few_shot` (rows,
-            see `statistics.few_shot_curves`); `class_names` (task → names by class index);
+            `held_fixed` (arm → list of lines); `layers` (see `layers.by_layer`); `costs` (see
+            `hours.by_cell`); `few_shot` (rows, see `statistics.few_shot_curves`); `class_names` (task → names by class index);
             `skipped` (task → reason → count); `failures` (dicts, see `provenance.FAILURE_COLUMNS`);
             `imported` ("all" or "some" rows are: they are marked), `left_out` (dicts, see
             `imported.LEFT_OUT`), `drift` (dicts, see `imported.DRIFT`);
@@ -200,6 +200,7 @@ def _with_defaults(facts: Mapping[str, Any]) -> dict[str, Any]:
         "layers": (),
         "few_shot": (),
         "class_names": {},
+        "costs": (),
         "skipped": {},
         "failures": (),
         "left_out": (),
@@ -218,7 +219,7 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
     for name in GROUP:
         frame[name] = frame[name].astype(object).where(frame[name].notna(), "")
     frame["sparsity"] = frame["sparsity"].fillna(0.0).astype(float)
-    for name in ("top1", "n_test", "mac_ratio", "measured_sparsity"):
+    for name in ("top1", "n_test", "mac_ratio", "macs", "measured_sparsity"):
         if name not in frame:
             frame[name] = float("nan")
     return frame
