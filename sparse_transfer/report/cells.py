@@ -87,6 +87,7 @@ class Table:
         remark: one line under the title.
         notes: footnotes.
         held_fixed: what was held fixed in this comparison.
+        folded: shown on demand only.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Table:
     remark: str = ""
     notes: tuple[str, ...] = ()
     held_fixed: str = ""
+    folded: bool = False
 
     @cached_property
     def rows(self) -> list[list[Cell]]:

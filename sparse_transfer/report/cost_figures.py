@@ -23,7 +23,7 @@ from sparse_transfer.report.cells import records
 from sparse_transfer.report.colours import INK, MUTED, Looks
 from sparse_transfer.statistics.fronts import front
 
-MOST_LABELS = 12  # points of one figure that are all named
+MOST_LABELS = 7  # points of one figure that are all named
 INCHES_PER_LETTER = 0.058  # of a name beside a point, at 7.5 points
 
 

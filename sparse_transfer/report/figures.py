@@ -62,7 +62,7 @@ def increase_by_sparsity(
     axes.set_ylim(100 * limits[0], 100 * limits[1])
     axes.set_xlim(-0.35, len(levels) - 1 + 0.35)
     axes.xaxis.set_major_locator(FixedLocator(range(len(levels))))
-    axes.set_xticklabels([f"{percent(value)} sparse" for value in levels])
+    axes.set_xticklabels([f"{percent(value)} sparse" if value else "no zeros" for value in levels])
     axes.grid(visible=False, axis="x")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: signed(value)))
     label_ends(axes, [*ends, (0.0, "dense", INK)])

@@ -23,7 +23,9 @@ COLUMNS = (
     Column("least", "sparsest layer keeps, %", "percent"),
     Column("least_layer", "sparsest layer"),
     Column("dead_channels", "dead channels", "count", "output channels of zeros only"),
-    Column("dead", "dead channels, %", "percent", "of all output channels of these layers"),
+    Column("dead", "dead channels, %", "percent", "of all output channels of these convolutions"),
+    Column("dead_mean", "mean of layers, %", "percent", "dead share, every convolution alike"),
+    Column("dead_weighted", "weighted mean, %", "percent", "every convolution by its weights"),
     Column("seeds", "seeds", "count"),
 )
 
@@ -104,10 +106,20 @@ def table(layers: pd.DataFrame, *, arm: str) -> Table:
         if channels:
             row["dead_channels"] = part["dead_channels"].sum()
             row["dead"] = row["dead_channels"] / channels
+            convolutions = part[part["dead"].notna()]
+            shares, sizes = convolutions["dead"], convolutions["weights"]
+            row["dead_mean"] = shares.mean()
+            if sizes.sum() > 0:
+                row["dead_weighted"] = (shares * sizes).sum() / sizes.sum()
         rows.append(row)
     frame = pd.DataFrame(rows).sort_values(["model", "sparsity", "method"])
     columns = with_values(frame, COLUMNS)
     if frame["model"].nunique() == 1:
         columns = tuple(column for column in columns if column.key != "model")
-    note = "A dead channel is an output channel all of whose weights are zero; classifier excluded."
+    note = (
+        "A dead channel is an output channel all of whose weights are zero, counted over the "
+        "convolutions that were pruned (not the classifier, nor what was kept dense). The study "
+        "does not say how it averages, so there are three: all channels together, the mean of "
+        "layers, and their mean weighted by weights."
+    )
     return Table(f"layers-{slug(arm)}", "Weights and channels", frame, columns, "", (note,))

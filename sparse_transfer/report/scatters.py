@@ -153,7 +153,8 @@ def upstream_scatter(
         colour, marker = looks[row["method"]]
         level = row["sparsity"]
         fill = fill_of(pruned.index(level), len(pruned), colour) if level else colour
-        look: dict[str, Any] = {"marker": marker, "markerfacecolor": fill, "color": colour}
+        look: dict[str, Any] = {"marker": marker, "markerfacecolor": fill}
+        look["markeredgecolor"] = colour
         axes.plot([100 * row["upstream"]], [row["downstream"]], markeredgewidth=1.1, **look)
     axes.set_xlabel("upstream accuracy, %")
     axes.margins(0.08)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 
@@ -69,7 +69,7 @@ TASKS = (
     Column("value", "accuracy, %", "percent", "the task's own metric, mean over upstream seeds"),
     Column("value_sd", "sd, points", "percent", "over upstream seeds"),
     Column("r", "relative error increase, %", "change", "interval: paired, over test examples"),
-    Column("errors", "errors", "count", "in one pass over the test set, mean over seeds"),
+    Column("errors", "errors", "count", "of n test images, mean over runs; the CSV has the sums"),
     Column("n_test", "n test", "count"),
     Column("n_seeds", "seeds", "count"),
     Column("marks", "marks"),
@@ -204,10 +204,13 @@ def task_table(
     """
     made = tasks.copy()
     key = [*GROUP, *CELL, "task"]
-    counted = frame.assign(errors=frame["n_test"] * (1 - frame["top1"])).groupby(key)["errors"]
-    by_key = cast("dict[tuple[Any, ...], float]", counted.mean().to_dict())
-    nothing = float("nan")
-    made["errors"] = [by_key.get(values, nothing) for values in _tuples(made, key)]
+    wrong = (frame["n_test"] * (1 - frame["top1"])).round()
+    counted = frame.assign(errors=wrong, errors_total=wrong, n_total=frame["n_test"]).groupby(key)
+    sums = counted[["errors_total", "n_total"]].sum(min_count=1)
+    counts = sums.join(counted["errors"].mean())
+    for name, column in counts.items():
+        by_key = column.to_dict()
+        made[name] = [by_key.get(values, float("nan")) for values in _tuples(made, key)]
     made["mode_title"] = made["mode"].map(mode_title)
     made["r_low"], made["r_high"] = made["examples_low"], made["examples_high"]
     made.loc[made["is_dense"], ["r", "r_low", "r_high"]] = float("nan")

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pandas as pd
 
-from sparse_transfer.report import tables
+from sparse_transfer.report import interval_tables, tables
 from sparse_transfer.report.cells import Table
 from sparse_transfer.report.html import Part, Section
 from sparse_transfer.report.material import Material, Place
@@ -55,3 +55,15 @@ def _summary(material: Material, place: Place, comparison: Comparison) -> Iterat
             title="Methods against each other",
             held_fixed=material.held(place[0]),
         )
+    if not material.is_demo and (every := _intervals(material, place, comparison)):
+        yield every
+
+
+def _intervals(material: Material, place: Place, comparison: Comparison) -> Table | None:
+    return interval_tables.table(
+        material.of(place),
+        comparison,
+        material.frame,
+        name=material.slugs[place],
+        held_fixed=material.held(place[0]),
+    )
