@@ -151,7 +151,7 @@ def heat_map(
             strength = 0.75 * math.sqrt(abs(value) / largest)
             box = Rectangle((column - 0.47, row - 0.46), 0.94, 0.92, linewidth=0)
             box.set(facecolor=BETTER if value < 0 else WORSE, alpha=strength)
-            axes.add_patch(box)
+            axes.add_artist(box)  # as a patch, each would move the limits, which are set below
             axes.text(
                 column, row, signed(100 * value), ha="center", va="center", fontsize=8, color=INK
             )

@@ -89,7 +89,9 @@ def points(material: Material, arm: str) -> Iterator[Points]:
 
 
 def judged(frame: pd.DataFrame, main: str, *, saves: str) -> pd.DataFrame:
-    """The points with `front` (yes, or which point is nowhere worse), smaller dense models first.
+    """The points with `front`: yes, or which point is nowhere worse, smaller dense models first.
+
+    Beside it, as booleans: `beaten` by anything, and `beaten_by_dense`.
 
     Args:
         frame: model, method, sparsity, cost, error.
@@ -99,13 +101,15 @@ def judged(frame: pd.DataFrame, main: str, *, saves: str) -> pd.DataFrame:
     rows = records(frame)
     places: list[Point] = [(row["cost"], row["error"]) for row in rows]
     is_dense = [row["sparsity"] == 0 for row in rows]
-    words = []
+    words, by_dense = [], []
     for place, row in enumerate(rows):
         kept = [n for n in range(len(rows)) if is_dense[n] or n == place]
         among = beaten_by([places[n] for n in kept], kept.index(place))
+        by_dense.append(among is not None)
         rival = kept[among] if among is not None else beaten_by(places, place)
         words.append("yes" if rival is None else f"no: {_better(rows[rival], row, main, saves)}")
-    return frame.assign(front=words, beaten=[word != "yes" for word in words])
+    beaten = [word != "yes" for word in words]
+    return frame.assign(front=words, beaten=beaten, beaten_by_dense=by_dense)
 
 
 def equal_cost(frame: pd.DataFrame, main: str) -> tuple[pd.DataFrame, list[str]]:

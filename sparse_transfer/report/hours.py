@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 
 from sparse_transfer.statistics.break_even import BreakEven, break_even
 
 CELL = ["arm", "model", "method", "sparsity"]
+Cell = tuple[str, str, str, float]
 UPSTREAM = "prune"
 STAGES = {"linear": "Linear probes", "full": "Full fine-tuning"}
 NOT_PER_TASK = (UPSTREAM, "tune", "bench")  # shared by all methods, or no training
@@ -29,33 +30,30 @@ def by_cell(costs: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         over tasks), n_tasks, saving (dense − own per task, over shared tasks) with
         saving_low/high, break_even (tasks, see `statistics.break_even`) and pays_back (in words).
     """
-    frame = pd.DataFrame([dict(row) for row in costs])
-    frame["sparsity"] = frame["sparsity"].fillna(0.0).astype(float)
-    ahead = frame[frame["stage"] == UPSTREAM].groupby(CELL, sort=False)["seconds"]
-    upstream = ahead.mean().to_dict()
-    seeds = frame.groupby(CELL)["upstream_seed"].nunique().to_dict()
-    below = frame[~frame["stage"].isin(NOT_PER_TASK)]
-    by_task = below.groupby(["stage", *CELL, "task"])["seconds"].mean()
-    stages: dict[tuple[Any, ...], list[str]] = {}
-    for stage, *cell in by_task.index.droplevel("task").unique():
-        stages.setdefault(tuple(cell), []).append(str(stage))
+    upstream = _means([row for row in costs if row["stage"] == UPSTREAM], "upstream_seed")
+    per_task = [row for row in costs if row["stage"] not in NOT_PER_TASK]
+    stages = {
+        stage: _means([row for row in per_task if row["stage"] == stage], "task")
+        for stage in dict.fromkeys(row["stage"] for row in per_task)
+    }
+    seeds: dict[Cell, set[Any]] = {}
+    for row in costs:
+        seeds.setdefault(_cell(row), set()).add(row["upstream_seed"])
     rows = []
-    for cell in dict.fromkeys([*upstream, *stages]):
-        arm, model, method, _ = cell
-        dense = (arm, model, "dense", 0.0)
-        nothing = float("nan")
-        extra = upstream.get(cell, nothing) - upstream.get(dense, nothing)
-        shared = dict(zip(CELL, cell, strict=True)) | {"seeds": seeds[cell]}
-        shared |= {"upstream": upstream.get(cell, nothing)}
-        if method != "dense":
-            shared |= {"extra": extra}
-        for stage in stages.get(cell, [""]):
-            row: dict[str, Any] = {**shared, "stage": stage}
+    for cell in seeds:
+        dense = (cell[0], cell[1], "dense", 0.0)
+        before = {at: _mean(upstream.get(at, {})) for at in (cell, dense)}
+        shared: dict[str, Any] = dict(zip(CELL, cell, strict=True)) | {"seeds": len(seeds[cell])}
+        shared |= {"upstream": before[cell]}
+        shared |= {"extra": before[cell] - before[dense]} if cell != dense else {}
+        where = [stage for stage, found in stages.items() if cell in found]
+        for stage in where or [""]:
+            row = {**shared, "stage": stage}
             if stage:
-                own = cast(pd.Series, by_task[(stage, *cell)])
-                row |= {"per_task": float(own.mean()), "n_tasks": len(own)}
-                if method != "dense" and dense in stages and stage in stages[dense]:
-                    row |= _against(own, cast(pd.Series, by_task[(stage, *dense)]), extra)
+                own, theirs = stages[stage][cell], stages[stage].get(dense, {})
+                row |= {"per_task": _mean(own), "n_tasks": len(own)}
+                if cell != dense and theirs:
+                    row |= _against(own, theirs, shared["extra"])
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -68,9 +66,29 @@ def total(costs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return sums
 
 
-def _against(own: pd.Series, dense: pd.Series, extra: float) -> dict[str, Any]:
-    shared = own.index.intersection(dense.index)
-    found = break_even(extra, dense[shared].to_numpy(), own[shared].to_numpy())
+def _cell(row: Mapping[str, Any]) -> Cell:
+    return str(row["arm"]), str(row["model"]), str(row["method"]), float(row["sparsity"] or 0)
+
+
+def _means(rows: Sequence[Mapping[str, Any]], by: str) -> dict[Cell, dict[Any, float]]:
+    """Mean seconds by cell and by one key of the rows."""
+    found: dict[Cell, dict[Any, list[float]]] = {}
+    for row in rows:
+        found.setdefault(_cell(row), {}).setdefault(row[by], []).append(float(row["seconds"]))
+    return {
+        cell: {key: sum(times) / len(times) for key, times in by_key.items()}
+        for cell, by_key in found.items()
+    }
+
+
+def _mean(values: Mapping[Any, float]) -> float:
+    return sum(values.values()) / len(values) if values else float("nan")
+
+
+def _against(own: Mapping[Any, float], dense: Mapping[Any, float], extra: float) -> dict[str, Any]:
+    """What a cell saves on the tasks that it shares with dense."""
+    shared = [task for task in own if task in dense]
+    found = break_even(extra, [dense[task] for task in shared], [own[task] for task in shared])
     saving = found.saving
     return {
         "saving": saving.estimate,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 
@@ -208,9 +208,9 @@ def task_table(
     counted = frame.assign(errors=wrong, errors_total=wrong, n_total=frame["n_test"]).groupby(key)
     sums = counted[["errors_total", "n_total"]].sum(min_count=1)
     counts = sums.join(counted["errors"].mean())
-    for name, column in counts.items():
-        by_key = column.to_dict()
-        made[name] = [by_key.get(values, float("nan")) for values in _tuples(made, key)]
+    for count in counts.columns:
+        by_key = cast("dict[tuple[Any, ...], float]", counts[count].to_dict())
+        made[count] = [by_key.get(values, float("nan")) for values in _tuples(made, key)]
     made["mode_title"] = made["mode"].map(mode_title)
     made["r_low"], made["r_high"] = made["examples_low"], made["examples_high"]
     made.loc[made["is_dense"], ["r", "r_low", "r_high"]] = float("nan")

@@ -119,14 +119,6 @@ def build(
         if is_demo:
             comparison, contrasts = _without_intervals(comparison), pd.DataFrame()
         groups = tables.groups(comparison.methods, frame)
-    verdict = sentences(
-        groups,
-        comparison,
-        contrasts,
-        measured,
-        is_demo=is_demo,
-        failures=len(known["failures"]),
-    )
     material = Material(
         frame,
         measured,
@@ -138,6 +130,7 @@ def build(
         further=further,
         images=images,
     )
+    verdict = sentences(material)
     sections = [made for section in ALL if (made := section(material))]
     sections = [imported.marked(section, known["imported"]) for section in sections]
     summary = [

@@ -158,8 +158,10 @@ def upstream_correlation(points: pd.DataFrame) -> pd.DataFrame:
     usable = points[points["upstream_logit"].notna()]
     for values, part in usable.groupby(ACROSS, sort=False, dropna=False):
         key = dict(zip(ACROSS, cast("tuple[Any, ...]", values), strict=True))
-        levels = [(f"{100 * float(s):.4g} % sparse", some) for s, some in part.groupby("sparsity")]
-        for name, some in [("all", part), *levels]:
+        levels = sorted(set(part["sparsity"].astype(float)))
+        of_level = {f"{100 * level:.4g} % sparse": part["sparsity"] == level for level in levels}
+        for name, fits in {"all": part["sparsity"].notna(), **of_level}.items():
+            some = part[fits]
             if len(some) < FEWEST or (name != "all" and len(some) == len(part)):
                 continue
             row = {**key, "cells": name, "n": len(some), "n_tasks": int(some["n_tasks"].iloc[0])}

@@ -161,7 +161,7 @@ def _front_table(
     return Table(
         slug("front", name, arm),
         f"Error against {cost}: what is on the front",
-        made.drop(columns=["cost", "beaten"]),
+        made.drop(columns=["cost", "beaten", "beaten_by_dense"]),
         with_values(made, columns),
         f"{remark} {ESTIMATES}",
         notes,

@@ -26,7 +26,7 @@ CORRELATIONS = (
 
 def section(material: Material) -> Section | None:
     """Shown from four cells (model × method × sparsity) with an upstream accuracy."""
-    if material.frame.empty or "upstream" not in set(material.frame["mode"]):
+    if material.is_demo or material.frame.empty or "upstream" not in set(material.frame["mode"]):
         return None
     found = upstream_points(material.frame)
     correlations = upstream_correlation(found)

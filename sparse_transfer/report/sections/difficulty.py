@@ -38,7 +38,7 @@ CORRELATIONS = (
 
 def section(material: Material) -> Section | None:
     """One part per place that has the dense model in both modes on enough tasks."""
-    if material.comparison is None or material.comparison.tasks.empty:
+    if material.is_demo or material.comparison is None or material.comparison.tasks.empty:
         return None
     if not {"full", "linear-sgd"} <= set(material.frame["mode"]):
         return None

@@ -38,7 +38,7 @@ WORSE = (
 
 def section(material: Material) -> Section | None:
     """There where an arm has both an SGD probe and full fine-tuning."""
-    if material.comparison is None or material.comparison.tasks.empty:
+    if material.is_demo or material.comparison is None or material.comparison.tasks.empty:
         return None
     if not {"full", "linear-sgd"} <= set(material.frame["mode"]):
         return None

@@ -42,7 +42,7 @@ TESTS = (
 
 def section(material: Material) -> Section | None:
     """One part per place; there where a sparsity has two methods with two tasks."""
-    if material.comparison is None or material.comparison.tasks.empty:
+    if material.is_demo or material.comparison is None or material.comparison.tasks.empty:
         return None
     return Section.of(
         "ranks",
