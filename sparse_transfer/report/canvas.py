@@ -158,12 +158,12 @@ def _font(match: re.Match[str]) -> str:
 
 def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
     """Names at the right end of their lines, moved apart where they would overlap."""
-    low, high = axes.get_ylim()
     height = axes.get_position().height * axes.figure.get_size_inches()[1]  # pyright: ignore
-    gap = (high - low) * 0.155 / height
-    placed = spread([end[0] for end in ends], gap, low, high)
+    scale = axes.transScale + axes.transLimits  # data → share of the axis, whatever its scale
+    wanted = [float(scale.transform((axes.get_xlim()[0], end[0]))[1]) for end in ends]
+    placed = spread(wanted, 0.155 / height, 0.0, 1.0)
     for y, (_, name, colour) in zip(placed, ends, strict=True):
-        position = (1.015, (y - low) / (high - low))
+        position = (1.015, y)
         look = {"color": colour, "va": "center", "fontsize": 8.5, "transform": axes.transAxes}
         axes.text(*position, short(name), **look)
 

@@ -65,7 +65,7 @@ def pareto(
         legend(figure, {name: looks[name] for name in methods}, (), has_dense=False)
         on_front = [pair in edge for pair in zip(frame["cost"], frame["error"], strict=True)]
         shown = frame[pd.Series(on_front, index=frame.index) | frame["sparsity"].eq(0)]
-    _label_points(axes, shown, looks, main)
+    _label_points(axes, shown, looks, main, below=is_crowded)
     return to_drawing(figure, name, title, caption, frame)
 
 
@@ -99,8 +99,11 @@ def _scale(axes: Axes, frame: pd.DataFrame) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _label_points(axes: Axes, frame: pd.DataFrame, looks: Looks, main: str) -> None:
-    """Names beside their points; where they would overlap, they are moved apart."""
+def _label_points(axes: Axes, frame: pd.DataFrame, looks: Looks, main: str, *, below: bool) -> None:
+    """Names beside their points; where they would overlap, they are moved apart.
+
+    Below a front there is nothing, so there a name is in nobody's way.
+    """
     low, high = axes.get_ylim()
     size = axes.figure.get_size_inches()  # pyright: ignore[reportAttributeAccessIssue]
     height = axes.get_position().height * size[1]
@@ -113,7 +116,7 @@ def _label_points(axes: Axes, frame: pd.DataFrame, looks: Looks, main: str) -> N
         for y, row in zip(placed, records(part), strict=True):
             colour = INK if row["method"] == "dense" else looks[row["method"]][0]
             look = {"va": "center", "fontsize": 7.5, "color": colour}
-            offset = {"xytext": (5, 4.5), "textcoords": "offset points"}
+            offset = {"xytext": (4, -8.5 if below else 4.5), "textcoords": "offset points"}
             axes.annotate(row["words"], (row["cost"], y), **offset, **look)
 
 

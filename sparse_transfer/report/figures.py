@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from sparse_transfer.report.canvas import (
     WIDTH,
@@ -27,6 +27,9 @@ from sparse_transfer.report.canvas import (
 )
 from sparse_transfer.report.cells import records
 from sparse_transfer.report.colours import BETTER, INK, MUTED, WORSE, Looks
+
+LINEAR_UP_TO = 20  # percent, where one method is so far off that the others would lie on a line
+TICKS = (-50, -20, -10, 0, 10, 20, 50, 100, 200, 500, 1000, 2000)
 
 
 def increase_by_sparsity(
@@ -59,6 +62,13 @@ def increase_by_sparsity(
                 axes.plot([at, at], [100 * low, 100 * high], color=colour, linewidth=1.1, zorder=2)
         ends.append((y[-1], str(method), colour))
     axes.axhline(0, color=INK, linewidth=0.9)
+    if _has_outliers(frame["increase"]):
+        axes.set_yscale("symlog", linthresh=LINEAR_UP_TO, linscale=1.4)
+        axes.yaxis.set_major_locator(FixedLocator(TICKS))
+        axes.yaxis.set_minor_locator(NullLocator())
+        caption += f" Above {LINEAR_UP_TO} % the scale is logarithmic."
+        lowest = min(0.0, *frame[["increase", "low"]].min().dropna())
+        limits = (1.2 * lowest - 0.03, 1.3 * limits[1])
     axes.set_ylim(100 * limits[0], 100 * limits[1])
     axes.set_xlim(-0.35, len(levels) - 1 + 0.35)
     axes.xaxis.set_major_locator(FixedLocator(range(len(levels))))
@@ -67,6 +77,12 @@ def increase_by_sparsity(
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: signed(value)))
     label_ends(axes, [*ends, (0.0, "dense", INK)])
     return to_drawing(figure, name, title, caption, frame)
+
+
+def _has_outliers(increases: pd.Series) -> bool:
+    """Whether the largest increase is ten times the usual one, and large."""
+    size = 100 * increases.abs()
+    return bool(size.max() > 10 * max(size.median(), LINEAR_UP_TO / 2))
 
 
 def accuracy_by_task(

@@ -94,9 +94,8 @@ def by_difficulty(
     rows = math.ceil(len(methods) / columns)
     width = WIDTH if columns == 1 else columns * 3.1
     inches = 0.75 + 2.15 * rows + 0.3
-    figure, panels = _grid(
-        title, "relative error increase over dense, %", rows, columns, width, inches
-    )
+    heading = "relative error increase over dense, %"
+    figure, panels = _grid(title, heading, len(methods), columns, width, inches)
     for axes, method in zip(panels, methods, strict=False):
         colour, marker = looks[method]
         own = frame[frame["method"] == method]
@@ -167,7 +166,7 @@ def upstream_scatter(
 
 
 def _grid(
-    title: str, subtitle: str, rows: int, columns: int, width: float, inches: float
+    title: str, subtitle: str, count: int, columns: int, width: float, inches: float
 ) -> tuple[Figure, Sequence[Axes]]:
     """Panels of equal size under one title; the last row may have empty places."""
     with matplotlib.rc_context(STYLE):
@@ -175,6 +174,7 @@ def _grid(
         FigureCanvasSVG(figure)
         left, gap, top, bottom, between = 0.42, 0.55, 0.85, 0.5, 0.5
         each = (width - left - 0.1 - gap * (columns - 1)) / columns
+        rows = math.ceil(count / columns)
         tall = (inches - top - bottom - between * (rows - 1)) / rows
         made = []
         for row in range(rows):
@@ -182,7 +182,7 @@ def _grid(
                 x = left + column * (each + gap)
                 y = bottom + (rows - 1 - row) * (tall + between)
                 made.append((x / width, y / inches, each / width, tall / inches))
-        panels = [figure.add_axes(place) for place in made]
+        panels = [figure.add_axes(place) for place in made[:count]]
     figure.text(0, 1 - 0.2 / inches, title, fontsize=10.5, fontweight="bold", color=INK)
     figure.text(0, 1 - 0.4 / inches, subtitle, fontsize=8.5, color=MUTED)
     return figure, panels

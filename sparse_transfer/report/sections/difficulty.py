@@ -30,7 +30,7 @@ CORRELATIONS = (
     Column("sparsity", "sparsity, %", "sparsity", choice=True),
     Column("method", "method", choice=True),
     Column("r", "Pearson r with difficulty", "correlation", "interval: Fisher z over tasks"),
-    Column("needed", "|r| needed at p < .05", "correlation"),
+    Column("needed", "|r| needed at p < .05", "number"),
     Column("n", "tasks", "count"),
     Column("reading", "reading"),
 )
@@ -59,7 +59,7 @@ def _part(material: Material, place: Place, difficulties: pd.DataFrame) -> Part:
     own = difficulties[(difficulties["arm"] == arm) & (difficulties["model"] == model)]
     tasks = material.comparison.tasks
     tasks = tasks[(tasks["arm"] == arm) & (tasks["model"] == model) & tasks["mode"].ne("upstream")]
-    tasks = tasks[~tasks["is_dense"].astype(bool) & tasks["r"].notna()]
+    tasks = tasks[tasks["sparsity"].gt(0) & tasks["r"].notna()]
     joined = tasks.merge(own[[*CHECKPOINT, *TASK, "difficulty"]], on=[*CHECKPOINT, *TASK])
     found = correlations(joined)
     if found.empty:

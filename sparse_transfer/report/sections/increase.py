@@ -22,7 +22,8 @@ def section(material: Material) -> Section | None:
     return Section.of(
         "increase",
         "Relative error increase by sparsity",
-        "",
+        "How the error grows with sparsity: the relative increase over the dense model, as a mean "
+        "over tasks.",
         [
             Part(material.title(place), tuple(_increase(material, place, comparison)))
             for place in material.places

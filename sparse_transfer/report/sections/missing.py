@@ -7,10 +7,12 @@ from sparse_transfer.report.cells import Table
 from sparse_transfer.report.html import Part, Section
 from sparse_transfer.report.material import Material
 
+TEXT = "What the numbers above do not hold: runs that failed, and images that could not be read."
+
 
 def section(material: Material) -> Section:
     """Shown where anything failed or was skipped."""
-    return Section.of("missing", "Failed and skipped", "", [Part(tables=_missing(material))])
+    return Section.of("missing", "Failed and skipped", TEXT, [Part(tables=_missing(material))])
 
 
 def _missing(material: Material) -> tuple[Table, ...]:

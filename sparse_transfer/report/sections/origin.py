@@ -9,10 +9,12 @@ from sparse_transfer.report.cells import Table
 from sparse_transfer.report.html import Part, Section
 from sparse_transfer.report.material import Material
 
+TEXT = "Where the numbers come from: software, machine, and every run by its id."
+
 
 def section(material: Material) -> Section:
     """Where the numbers come from."""
-    return Section.of("provenance", "Provenance", "", [Part(tables=_provenance(material))])
+    return Section.of("provenance", "Provenance", TEXT, [Part(tables=_provenance(material))])
 
 
 def _provenance(material: Material) -> tuple[Table, ...]:

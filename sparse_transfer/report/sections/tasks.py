@@ -24,7 +24,8 @@ def section(material: Material) -> Section | None:
     return Section.of(
         "tasks",
         "Task by task",
-        "",
+        "What the means hide: accuracy on each task, the relative increase of its error, and the "
+        "number of errors behind it.",
         [part for place in material.places for part in _task_parts(material, place, comparison)],
     )
 
