@@ -60,6 +60,7 @@ def finish(store: Store, run: plan.Run, number: int) -> None:
         "threads": 1,
         "parents": {role: {"id": parent.id} for role, parent in run.parents.items()},
     }
+    result["cost"] = {"seconds": 10.0 + number}
     write_json(out / "manifest.json", manifest)
     write_json(out / "result.json", result)
 
@@ -96,6 +97,19 @@ def test_mac_ratios_are_relative_to_the_dense_model_of_the_arm(finished):
         assert {name: list(found) for name, found in ratios.items()} == {
             "dense": [1.0], "gmp": [0.3], "small": [0.25],
         }  # fmt: skip
+
+
+def test_the_time_and_the_macs_of_every_run_reach_the_report(finished):
+    store, made = finished
+    results = record.collect(store, "made")
+    frame = results.frame.set_index("method")
+    assert set(frame.loc["small", "macs"]) == {25.0} and set(frame.loc["gmp", "macs"]) == {30.0}
+    costs = results.facts["costs"]
+    assert [row["seconds"] for row in costs] == [10.0 + n for n in range(len(made.runs))]
+    assert {row["stage"]: row["task"] for row in costs}["linear"] == "digits"
+    assert all("seconds" in row and "sparsity" in row for row in costs)
+    page = write(results.frame, results.bench, results.facts, None, store.root / "r").read_text()
+    assert "What the study cost" in page
 
 
 def test_without_a_dense_model_the_ratio_is_to_the_model_itself(finished):
