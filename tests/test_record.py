@@ -109,7 +109,8 @@ def test_the_time_and_the_macs_of_every_run_reach_the_report(finished):
     assert [row["seconds"] for row in costs] == [10.0 + n for n in range(len(made.runs))]
     assert {row["stage"]: row["task"] for row in costs}["linear"] == "digits"
     assert all("seconds" in row and "sparsity" in row for row in costs)
-    page = write(results.frame, pd.DataFrame(), results.facts, None, store.root / "r").read_text()
+    facts = results.facts | {"layers": ()}
+    page = write(results.frame, pd.DataFrame(), facts, None, store.root / "r").read_text()
     assert "What the study cost" in page
 
 
