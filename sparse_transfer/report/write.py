@@ -139,6 +139,7 @@ def build(
         if section.name == ("answer" if known["answer"] else "summary")
         for part in section.parts
         for table in part.tables
+        if not table.folded
     ]
     if not known["answer"]:
         return Report(known, verdict, sections, summary, material.methods)
