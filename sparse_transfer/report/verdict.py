@@ -78,8 +78,7 @@ def _paragraphs(material: Material, place: Place, comparison: Comparison) -> tup
         if pruned["conditional"].any():
             some = "All of this is" if pruned["conditional"].all() else "Part of this is"
             must.append((8, f"{some} conditional on one checkpoint per method."))
-        if pruned["probe_dependent"].fillna(False).any():
-            may.append((7, "Where the two linear probes disagree in sign, the tables say so."))
+        may.append((1, _probes(pruned)))
     if pruned["missing"].ne("").any():
         text = "Coverage is unequal; the notes under the tables say what is missing."
         must.append((3, text))
@@ -92,6 +91,15 @@ def _paragraphs(material: Material, place: Place, comparison: Comparison) -> tup
             words += _count(text)
             kept.append((order, text))
     return cost, " ".join(text for _, text in sorted(kept) if text)
+
+
+def _probes(pruned: pd.DataFrame) -> str:
+    """On how many increases the second linear probe contradicts the first one in sign."""
+    first = pruned[pruned["mode"] == "linear-sgd"]
+    count = int(first["probe_dependent"].fillna(False).sum())
+    increases = "one increase" if count == 1 else f"{count} increases"
+    words = f"On the sign of {increases} the two linear probes (SGD, L-BFGS) disagree."
+    return words if count else ""
 
 
 def _count(text: str) -> int:

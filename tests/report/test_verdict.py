@@ -90,6 +90,15 @@ def test_fine_tuning_below_the_probe_is_said_with_its_methods():
     assert "Full fine-tuning ended below the linear probe in 8 of 20 cells (b 8)" in text
 
 
+def test_probes_that_contradict_each_other_are_said():
+    frame = made()
+    other = frame[frame["mode"] == "linear-sgd"].assign(mode="linear-lbfgs")
+    better = other["method"] == "a"
+    other.loc[better, "value"] += 0.1
+    text = verdict(pd.concat([frame, other], ignore_index=True))[1]
+    assert "On the sign of 2 increases the two linear probes (SGD, L-BFGS) disagree." in text
+
+
 @pytest.mark.parametrize("methods", [2, 6])
 def test_it_stays_short_however_much_there_is_to_say(methods):
     effects = {
