@@ -58,7 +58,7 @@ def section(material: Material) -> Section | None:
 def _tables(material: Material, place: Place, worse: pd.DataFrame) -> Iterator[Table]:
     name, held = material.slugs[place], material.held(place[0])
     turned = [
-        (f"{linear.title} − {full.title}".lower(), found)
+        (f"{linear.title} − {full.title}", found)
         for linear, full in _mode_pairs(material, place)
         if len(found := _reversals(material, linear, full))
     ]
