@@ -10,8 +10,8 @@ import pandas as pd
 
 from sparse_transfer.imports.beside import MARK
 from sparse_transfer.imports.results import ORIGIN
+from sparse_transfer.report.canvas import Drawing
 from sparse_transfer.report.cells import Column, Table, with_values
-from sparse_transfer.report.figures import Drawing
 from sparse_transfer.report.html import Section
 from sparse_transfer.report.tables import mode_title
 
