@@ -25,6 +25,7 @@ from matplotlib.lines import Line2D
 from sparse_transfer.report.colours import GRID, INK, MUTED, SCHEMES, Looks, dark_rules, variable
 
 FONTS = 'Inter, system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
+MOST_METHODS = 18  # of one figure: more names and colours nobody tells apart; tables have them
 WIDTH = 5.2  # inches of a panel; two stand beside each other on a wide page
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",

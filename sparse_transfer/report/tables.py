@@ -26,6 +26,7 @@ MODES = {
 }
 PROBES = ("linear-sgd", "linear-lbfgs")  # two readings of one table of features
 CELL = ["method", "sparsity"]
+MOST_METHODS = 40  # whose pairs are all contrasted; of more, only those declared in advance
 SUMMARY = (
     Column("method", "method"),
     Column(

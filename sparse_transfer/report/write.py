@@ -17,14 +17,13 @@ from sparse_transfer.report.html import Section, page
 from sparse_transfer.report.latex import latex
 from sparse_transfer.report.material import LoadImages, LoadPredictions, Material
 from sparse_transfer.report.sections import ALL
-from sparse_transfer.report.tables import Group
+from sparse_transfer.report.tables import MOST_METHODS, Group
 from sparse_transfer.report.terminal import markdown
 from sparse_transfer.report.verdict import sentences
 from sparse_transfer.statistics import GROUP, Comparison, compare, contrast
 from sparse_transfer.store import read_json, replacing, write_json
 
 LIST = "files.json"  # what the last report wrote, so that a new one leaves nothing stale
-MOST_METHODS = 40  # whose pairs are all contrasted; of more, only those declared in advance
 INTERVALS = ("low", "high", "mde")
 
 

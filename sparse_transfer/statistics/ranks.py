@@ -8,6 +8,7 @@ Source: Demšar 2006, "Statistical Comparisons of Classifiers over Multiple Data
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -91,6 +92,7 @@ def rank_methods(tasks: pd.DataFrame) -> Ranking:
     return Ranking(pd.DataFrame(methods), pd.DataFrame(tests))
 
 
+@lru_cache(maxsize=256)
 def critical_difference(methods: int, blocks: int, *, significance: float = 0.05) -> float:
     """The smallest difference of two mean ranks that the Nemenyi test finds.
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from sparse_transfer.report import scatters
-from sparse_transfer.report.canvas import Drawing
+from sparse_transfer.report.canvas import MOST_METHODS, Drawing
 from sparse_transfer.report.cells import Column, Table, with_values
 from sparse_transfer.report.html import Part, Section
 from sparse_transfer.report.material import Material, Place
@@ -123,6 +123,8 @@ def correlations(joined: pd.DataFrame) -> pd.DataFrame:
 def _drawings(material: Material, place: Place, joined: pd.DataFrame) -> Iterator[Drawing]:
     for group in material.of(place):
         own = group.of(joined)
+        if own["method"].nunique() > MOST_METHODS:
+            continue
         if group.mode != "linear-sgd" or own.groupby(CELL)["task"].count().max() < FEWEST:
             continue
         yield scatters.by_difficulty(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 
 from sparse_transfer.report import figures as draw
-from sparse_transfer.report.canvas import Drawing, common_limits
+from sparse_transfer.report.canvas import MOST_METHODS, Drawing, common_limits
 from sparse_transfer.report.html import Part, Section
 from sparse_transfer.report.material import Material, Place
 from sparse_transfer.report.tables import CELL, Group
@@ -39,6 +39,8 @@ def _increase(material: Material, place: Place, comparison: Comparison) -> Itera
     limits = _shared_limits(groups, rows) if groups else {}
     for group in groups:
         own = group.of(rows)
+        if own["method"].nunique() > MOST_METHODS:
+            continue
         data = own[[*CELL, "mor", "low", "high", "n_tasks", "n_seeds", "interval_over"]]
         data = data.rename(columns={"mor": "increase"})
         over = [text for text in own["interval_over"].unique() if text]

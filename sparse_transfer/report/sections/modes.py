@@ -10,7 +10,7 @@ import pandas as pd
 from sparse_transfer.report.cells import Column, Table, with_values
 from sparse_transfer.report.html import Part, Section
 from sparse_transfer.report.material import Material, Place
-from sparse_transfer.report.tables import Group
+from sparse_transfer.report.tables import MOST_METHODS, Group
 from sparse_transfer.statistics import worse_than_linear
 from sparse_transfer.statistics.reversals import reversals
 
@@ -102,7 +102,8 @@ def _reversals(material: Material, linear: Group, full: Group) -> pd.DataFrame:
     one, other = (group.of(material.comparison.tasks) for group in (linear, full))
     methods = sorted(set(one.loc[~one["is_dense"].astype(bool), "method"].astype(str)))
     declared = [tuple(pair) for pair in material.facts["contrasts"] if set(pair) <= set(methods)]
-    pairs = declared or list(combinations(methods, 2))
+    every = combinations(methods, 2) if len(methods) <= MOST_METHODS else ()
+    pairs = declared or list(every)
     found = reversals(one, other, pairs)
     if len(found):
         found["declared"] = "in advance" if declared else "descriptive"

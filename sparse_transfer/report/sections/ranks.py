@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from sparse_transfer.report import scatters
-from sparse_transfer.report.canvas import Drawing, percent
+from sparse_transfer.report.canvas import MOST_METHODS, Drawing, percent
 from sparse_transfer.report.cells import Column, Table, records, with_values
 from sparse_transfer.report.html import Part, Section
 from sparse_transfer.report.material import Material, Place
@@ -114,6 +114,8 @@ def _drawings(material: Material, found: list[tuple[Group, Ranking]]) -> Iterato
         if group.mode == "linear-lbfgs" and len(found) > 1:
             continue  # the second probe checks the first one; it would only repeat its figure
         ranked = ranking.methods[ranking.methods["mean_rank"].notna()]
+        if ranked["method"].nunique() > MOST_METHODS:
+            continue
         yield scatters.rank_dots(
             ranked[["method", "sparsity", "mean_rank", "n_tasks"]],
             ranking.tests,

@@ -8,12 +8,14 @@ import pandas as pd
 
 from sparse_transfer.report import figures as draw
 from sparse_transfer.report import tables
-from sparse_transfer.report.canvas import Drawing
+from sparse_transfer.report.canvas import MOST_METHODS, Drawing
 from sparse_transfer.report.cells import Table
 from sparse_transfer.report.html import Part, Section
 from sparse_transfer.report.material import Material, Place
 from sparse_transfer.report.tables import CELL, Group
 from sparse_transfer.statistics import Comparison
+
+MOST_COLUMNS = 60  # of a heat map, each a method at a sparsity; the table has them all
 
 
 def section(material: Material) -> Section | None:
@@ -44,7 +46,7 @@ def _dots(
     material: Material, group: Group, comparison: Comparison, order: list[str]
 ) -> Drawing | None:
     own = group.of(comparison.tasks)
-    if own.empty:
+    if own.empty or own["method"].nunique() > MOST_METHODS:
         return None
     seeds = int(own["n_seeds"].max())
     mean = f", mean of {seeds} upstream seeds" if seeds > 1 else ""
@@ -63,7 +65,7 @@ def _heat(
 ) -> Drawing | None:
     own = group.of(comparison.tasks)
     own = own[~own["is_dense"] & own["r"].notna()] if len(own) else own
-    if own.empty:
+    if own.empty or len(own[CELL].drop_duplicates()) > MOST_COLUMNS:
         return None
     shown = own[[*CELL, "task", "r", "examples_low", "examples_high"]]
     return draw.heat_map(
