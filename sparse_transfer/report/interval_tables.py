@@ -56,7 +56,7 @@ def table(
     if rows.empty:
         return None
     made = []
-    errors = _errors(frame, groups)
+    errors = _errors(frame, groups) if len(rows) <= MOST_ROWS else {}
     for row in records(rows):
         shown = {**row, **_own_limits(row)}
         if len(rows) <= MOST_ROWS:

@@ -61,23 +61,20 @@ def rank_methods(tasks: pd.DataFrame) -> Ranking:
         names = [str(name) for name in complete.columns]
         lowest = ranks.mean_ranks.min() + ROUNDING
         best = [name for name, rank in zip(names, ranks.mean_ranks, strict=True) if rank <= lowest]
-        dense = part.pivot_table(index=TASK, columns="method", values="dense_value")
-        for name in map(str, table.columns):
-            row = {"method": name, "n_tasks": int(table[name].notna().sum())}
-            if name in names:
-                row |= {
-                    "mean_rank": float(ranks.mean_ranks[names.index(name)]),
-                    "best_on": _wins(table[name], complete.max(axis=1) - ROUNDING),
-                    "better_than_dense": _wins(table[name], dense[name] + ROUNDING)
-                    if name in dense
-                    else NAN,
-                    "missing": "",
-                }
-            else:
-                absent = table.index[table[name].isna()]
-                row |= {"mean_rank": NAN, "best_on": NAN, "better_than_dense": NAN}
-                row |= {"missing": ", ".join(str(task) for task, _ in absent)}
-            methods.append({**key, **row})
+        scores = complete.to_numpy()
+        wins = (scores >= scores.max(axis=1, keepdims=True) - ROUNDING).sum(axis=0)
+        dense = part.groupby(TASK)["dense_value"].mean().reindex(complete.index).to_numpy()
+        above = (scores > dense[:, None] + ROUNDING).sum(axis=0)
+        ranked = zip(names, ranks.mean_ranks, wins, above, strict=True)
+        no_dense = bool(np.isnan(dense).any())
+        for name, rank, best_on, better in ranked:
+            row = {"method": name, "n_tasks": ranks.blocks, "mean_rank": float(rank)}
+            row |= {"best_on": int(best_on), "missing": ""}
+            methods.append({**key, **row, "better_than_dense": NAN if no_dense else int(better)})
+        for name in table.columns[table.isna().any()]:
+            absent = ", ".join(str(task) for task, _ in table.index[table[name].isna()])
+            row = {"method": str(name), "n_tasks": int(table[name].notna().sum())}
+            methods.append({**key, **row, "mean_rank": NAN, "missing": absent})
         tests.append(
             {
                 **key,
@@ -105,7 +102,3 @@ def critical_difference(methods: int, blocks: int, *, significance: float = 0.05
     """
     quantile = float(stats.studentized_range.ppf(1 - significance, methods, np.inf))
     return quantile / np.sqrt(2) * np.sqrt(methods * (methods + 1) / (6 * blocks))
-
-
-def _wins(values: pd.Series, bar: pd.Series) -> int:
-    return int((values > bar).sum())
