@@ -13,8 +13,8 @@ import pandas as pd
 from sparse_transfer.errors import UserError
 from sparse_transfer.originals import Found
 from sparse_transfer.predictions import Predictions
+from sparse_transfer.report.canvas import percent
 from sparse_transfer.report.cells import Column, Table, records
-from sparse_transfer.report.figures import percent
 from sparse_transfer.report.html import Part, Section
 from sparse_transfer.report.material import LoadPredictions, Material, Place
 from sparse_transfer.report.pictures import Picture, thumbnail
