@@ -89,8 +89,9 @@ def build(
             `labels` (list of str; one that starts with `demo` withholds intervals and verdicts);
             `contrasts` (pairs of methods declared in advance); `answer` (see `config.Answer`);
             `held_fixed` (arm → list of lines); `layers` (see `layers.by_layer`); `costs` (see
-            `hours.by_cell`); `few_shot` (rows, see `statistics.few_shot_curves`); `class_names` (task → names by class index);
-            `skipped` (task → reason → count); `failures` (dicts, see `provenance.FAILURE_COLUMNS`);
+            `hours.by_cell`); `few_shot` (rows, see `statistics.few_shot_curves`); `class_names`
+            (task → names by class index); `skipped` (task → reason → count);
+            `failures` (dicts, see `provenance.FAILURE_COLUMNS`);
             `imported` ("all" or "some" rows are: they are marked), `left_out` (dicts, see
             `imported.LEFT_OUT`), `drift` (dicts, see `imported.DRIFT`);
             `versions`, `machine` (name → value).

@@ -11,11 +11,11 @@ import pytest
 
 from sparse_transfer.report import colours, hours, layers
 from sparse_transfer.report.fronts import equal_cost, judged
-from sparse_transfer.report.sections import ALL
 from sparse_transfer.report.write import build
 from sparse_transfer.statistics import bca_interval
 
 EMPTY = pd.DataFrame()
+FOLLOWING = {"ranks", "difficulty", "modes", "bought", "cost", "correlation", "inside"}
 
 
 def table(report, name: str):
@@ -44,7 +44,7 @@ def with_rivals(make_study):
 
 
 def test_every_section_begins_with_a_sentence(report):
-    assert len(report.sections) == len(ALL) - 3  # no answer, upstream test set, imported rows
+    assert {section.name for section in report.sections} >= FOLLOWING
     for section in report.sections:
         assert re.match(r"[A-Z].{20,}\.$", section.text, re.DOTALL), section.name
 
@@ -52,8 +52,8 @@ def test_every_section_begins_with_a_sentence(report):
 def test_sections_without_data_are_not_there(make_study):
     study = make_study(seeds=(0,), modes=("full",), tasks=("birds",), methods=("gmp",))
     frame = study.frame[study.frame["mode"] != "upstream"].drop(columns=["mac_ratio", "macs"])
-    names = [section.name for section in build(frame, EMPTY, {}, None).sections]
-    assert names == ["summary", "increase", "tasks", "provenance"]
+    names = {section.name for section in build(frame, EMPTY, {}, None).sections}
+    assert not names & FOLLOWING and {"summary", "tasks"} <= names
 
 
 def test_a_demo_shows_nothing_that_decides(make_study):

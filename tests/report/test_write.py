@@ -27,7 +27,8 @@ def report(study):
 
 def test_a_full_study_has_every_section_and_every_file(report, tmp_path):
     path = save(report, tmp_path / "report")
-    expected = ["summary", "increase", "ranks", "tasks", "difficulty", "modes", "bought", "cost"]
+    expected = ["summary", "increase", "ranks", "tasks", "difficulty", "modes", "behaviour"]
+    expected += ["bought", "cost"]
     expected += ["correlation", "inside", "missing", "provenance"]
     assert sections(report) == expected
     assert path == tmp_path / "report" / "index.html"

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pandas as pd
 
 from sparse_transfer.report import agreement_tables, calibration_tables
+from sparse_transfer.report.canvas import percent
 from sparse_transfer.report.cells import records
-from sparse_transfer.report.figures import percent
 from sparse_transfer.report.html import Part, Section
 from sparse_transfer.report.material import Material, Place
 from sparse_transfer.report.tables import Group

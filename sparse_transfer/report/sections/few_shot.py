@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pandas as pd
 
 from sparse_transfer.report import figures as draw
+from sparse_transfer.report.canvas import Drawing, percent
 from sparse_transfer.report.cells import Column, Table, records, slug, with_values
-from sparse_transfer.report.figures import Drawing, percent
 from sparse_transfer.report.html import Part, Section
 from sparse_transfer.report.material import Material, Place
 from sparse_transfer.statistics import few_shot_areas, few_shot_curves

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from sparse_transfer.report.canvas import percent
 from sparse_transfer.report.cells import Column, Table, records, slug, with_values
-from sparse_transfer.report.figures import percent
 from sparse_transfer.report.html import Part, Section
 from sparse_transfer.report.material import Material, Place
 from sparse_transfer.report.tables import CELL
