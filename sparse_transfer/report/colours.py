@@ -43,8 +43,8 @@ def assign(methods: Iterable[str]) -> Looks:
     that one is taken. More methods than colours share colours, not markers.
     """
     names = sorted(set(methods))
-    known = [name for name in KNOWN if name in names]
-    others = [name for name in names if name not in KNOWN and name not in FIXED]
+    known = [name for name in names if _plain(name) in KNOWN]
+    others = [name for name in names if _plain(name) not in KNOWN and name not in FIXED]
     taken: list[int] = []
     looks: Looks = {name: (FIXED[name], "o") for name in names if name in FIXED}
     for name in [*known, *others]:

@@ -113,6 +113,14 @@ def test_a_method_keeps_its_colour_whatever_else_is_shown():
     assert colours.assign(["AC/DC", "gmp"])["AC/DC"] == colours.assign(["acdc"])["acdc"]
 
 
+def test_another_spelling_of_a_known_method_keeps_its_place():
+    study = ["AC/DC", "LTH-T", "RigL ERK 1x", "RigL ERK 5x", "STR", "WoodFisher"]
+    looks = colours.assign(study)
+    for name, known in (("AC/DC", "acdc"), ("STR", "str"), ("WoodFisher", "woodfisher")):
+        assert looks[name] == colours.assign([known])[known]
+    assert len({colour for colour, _ in looks.values()}) == len(study)
+
+
 def test_methods_differ_in_colour_as_long_as_there_are_colours():
     names = ["gmp", "fggp", "acdc", "mine", "yours", "theirs", "ours"]
     assert len({colour for colour, _ in colours.assign(names).values()}) == len(names)
