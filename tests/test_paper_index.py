@@ -88,9 +88,26 @@ def test_the_gpu_hours_follow_from_the_stated_formula(name: str):
         operations = len(checkpoints) * (TRAIN + TEST) * forward
     else:
         operations = len(checkpoints) * 3 * EPOCHS * TRAIN * 3 * forward
-    stated = [float(row[3]) for row in rows() if f"run {name} " in row[2]]
+    stated = [float(row[3]) for row in rows() if f"run {name} --data-root" in row[2]]
     digits = 1 if mode == "linear" else 0
     assert stated and set(stated) == {round(operations / SUSTAINED / 3600, digits)}
+
+
+def test_the_gpu_hours_of_what_is_no_config_of_its_own():
+    forward = 2 * MACS["resnet50"] * 20 / SUSTAINED / 3600
+    hours = {row[0]: row[3] for row in rows()}
+    upstream = hours["Upstream accuracy: ImageNet, ReaL, ImageNet-V2"]
+    assert float(upstream) == round(110_000 * forward, 1)
+    online = hours["Training time saved in linear transfer"]
+    assert float(online) == round(5 * EPOCHS * TRAIN * forward)
+
+
+def test_the_online_mode_is_a_change_of_two_fields():
+    row = next(row for row in rows() if row[0].startswith("Training time"))
+    changes = re.findall(r"--set (\S+)", row[2])
+    arm = experiment_file.load("linear-resnet50", changes).arms[0]
+    assert arm.transfer is not None and arm.transfer.modes == ("linear-online",)
+    assert arm.transfer.online is not None and arm.transfer.online.name == "paper-linear-online"
 
 
 @pytest.mark.parametrize("name", CONFIGS)
