@@ -95,7 +95,7 @@ def make(store: Store, seeds: int, examples: float) -> None:
 
 
 def all_runs(arm: config.Arm) -> Iterator[plan.Run]:
-    """The runs as `plan.make` orders them, without asking for data, models or cards."""
+    """The runs as `expansion.make` orders them, without asking for data, models or cards."""
     transfer = arm.transfer
     assert transfer and transfer.full and arm.bench
     cells = [("dense", 0.0), *((method, level) for level in SPARSITIES for method in METHODS)]

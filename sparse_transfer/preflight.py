@@ -14,8 +14,8 @@ from sparse_transfer import (
     data,
     lineage,
     loop,
+    method_options,
     models,
-    plan,
     plugins,
     weights,
 )
@@ -124,7 +124,7 @@ def _arm(arm: config.Arm, data_root: Path | None, cache: Path) -> Iterator[Probl
             )
     if all(method.name in plugins.names("pruner") for method in arm.prune.methods):
         try:
-            plan.check_targets(arm)
+            method_options.check_targets(arm)
         except UserError as error:
             yield arm.name, error
     for spec in arm.upstream.models:
@@ -200,7 +200,7 @@ def _methods(
         model, where = method.model or spec, f"{arm.name}, {method.title}"
         key = model.model_dump_json()
         try:
-            options = plan.options_of(method)
+            options = method_options.options_of(method)
         except UserError as error:
             yield where, error
             continue

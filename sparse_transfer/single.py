@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparse_transfer import config, experiment_file, plan, plugins, store
+from sparse_transfer import config, experiment_file, method_options, plugins, store
 from sparse_transfer.errors import UserError
 
 DEFAULT_SPARSITY = 0.9
@@ -38,7 +38,7 @@ def prune_experiment(
     plugin = plugins.load("pruner", method)
     if plugin.has_target and sparsity is None:
         spec = config.MethodSpec(name=method, options=own_options)
-        natural = plugin(plan.options_of(spec)).natural_sparsity()
+        natural = plugin(method_options.options_of(spec)).natural_sparsity()
         sparsity = DEFAULT_SPARSITY if natural is None else natural
     elif plugin.has_target and sparsity is not None and not 0 <= sparsity < 1:
         raise UserError(

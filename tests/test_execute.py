@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from sparse_transfer import execute, experiment_file, plan, signals, store
+from sparse_transfer import execute, expansion, experiment_file, plan, signals, store
 from sparse_transfer.devices import accelerator
 from sparse_transfer.errors import StopRequested, UserError
 from sparse_transfer.stages.context import Context
@@ -50,7 +50,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
 
 
 def study(**changes: Any) -> plan.Plan:
-    return plan.make(experiment_file.build(raw(**changes)), split_hash)
+    return expansion.make(experiment_file.build(raw(**changes)), split_hash)
 
 
 def context(tmp_path: Path, debug: bool = False) -> Context:
@@ -101,7 +101,7 @@ def test_a_failed_run_that_two_arms_share_is_tried_once(tmp_path: Path, stages: 
     }
     both = {"name": name, "arms": [body | {"name": "a"}, other]}
     stages.fails["dense"] = UserError("no")
-    outcome = carry_out(plan.make(experiment_file.build(both), split_hash), tmp_path)
+    outcome = carry_out(expansion.make(experiment_file.build(both), split_hash), tmp_path)
     assert len(outcome.failed) == 1
     assert stages.done.count(outcome.failed[0].id) == 1
 

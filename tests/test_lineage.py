@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sparse_transfer import config, experiment_file, lineage, plan, preflight
+from sparse_transfer import config, expansion, experiment_file, lineage, plan, preflight
 from sparse_transfer.errors import UserError
 from sparse_transfer.model_source import resolve
 
@@ -49,7 +49,7 @@ def study(*more: dict[str, Any], **second: Any) -> config.Experiment:
 
 
 def made(of: config.Experiment) -> plan.Plan:
-    return plan.make(of, lambda ref: "hash")
+    return expansion.make(of, lambda ref: "hash")
 
 
 def runs(of: plan.Plan, arm: str, method: str) -> list[plan.Run]:

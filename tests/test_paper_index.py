@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from sparse_transfer import config, experiment_file, plan
+from sparse_transfer import config, expansion, experiment_file, identity
 from sparse_transfer.__main__ import app
 from sparse_transfer.imports.results import METRICS
 
@@ -113,9 +113,9 @@ def test_the_online_mode_is_a_change_of_two_fields():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_dense_model_is_transferred_once_for_all_arms(name: str, monkeypatch):
     """All arms share it; the label of a checkpoint may be a rounding of its sparsity."""
-    monkeypatch.setattr(plan, "content_hash", lambda spec: spec.name)
+    monkeypatch.setattr(identity, "content_hash", lambda spec: spec.name)
     one_task = experiment_file.load(name, ["transfer.tasks=[dtd]"])
-    made = plan.make(one_task, lambda ref: f"hash of {ref.name}")
+    made = expansion.make(one_task, lambda ref: f"hash of {ref.name}")
     dense = [run for run in made.runs if run.stage == "prune" and run.subject.method == "dense"]
     assert len(dense) == 1
     given = [run for run in made.runs if run.stage == "prune" and run.subject.method != "dense"]

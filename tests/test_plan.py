@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sparse_transfer import config, experiment_file, plan
+from sparse_transfer import config, expansion, experiment_file, identity, plan
 from sparse_transfer.errors import UserError
 
 NET = {"name": "resnet20_cifar", "label": "net", "weights": "random"}
@@ -48,7 +48,7 @@ def split_hash(ref: config.TaskRef) -> str:
 
 
 def made(study: dict[str, Any] | None = None, **changes: Any) -> plan.Plan:
-    return plan.make(experiment_file.build(study or raw(**changes)), split_hash)
+    return expansion.make(experiment_file.build(study or raw(**changes)), split_hash)
 
 
 def ids(of: plan.Plan) -> dict[str, set[str]]:
@@ -256,7 +256,7 @@ def test_versions_of_method_and_program_change_the_hash(monkeypatch):
 
     monkeypatch.setattr(gmp.Method, "version", 99)
     assert len(ids(made())["prune"] & before["prune"]) == 1, "dense stays"
-    monkeypatch.setattr(plan, "RESULTS_VERSION", 99)
+    monkeypatch.setattr(identity, "RESULTS_VERSION", 99)
     assert not ids(made())["prune"] & before["prune"]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sparse_transfer import evaluation, experiment_file, plan, plugins, record
+from sparse_transfer import evaluation, expansion, experiment_file, plan, plugins, record
 from sparse_transfer.errors import UserError
 from sparse_transfer.report.write import write
 from sparse_transfer.store import Store, read_json, write_json
@@ -69,7 +69,7 @@ def finish(store: Store, run: plan.Run, number: int) -> None:
 @pytest.fixture
 def finished(tmp_path: Path) -> tuple[Store, plan.Plan]:
     study = raw(prune__methods=["gmp", SMALL], transfer__full=None, transfer__modes=["linear"])
-    made = plan.make(experiment_file.build(study), split_hash)
+    made = expansion.make(experiment_file.build(study), split_hash)
     store = Store(tmp_path)
     record.save(made, store)
     for number, run in enumerate(made.runs):
@@ -173,7 +173,7 @@ def test_failures_reach_the_facts_and_their_results_do_not(finished, tmp_path: P
     ],
 )
 def test_what_is_not_here_is_in_the_report(tmp_path: Path, change, task, words):
-    made = plan.make(experiment_file.build(raw(**change)), split_hash)
+    made = expansion.make(experiment_file.build(raw(**change)), split_hash)
     store = Store(tmp_path)
     record.save(made, store)
     results = record.collect(store, "made")
@@ -196,7 +196,7 @@ def test_nothing_to_report_is_said(tmp_path: Path):
     store = Store(tmp_path)
     with pytest.raises(UserError, match="no experiment"):
         record.collect(store, None)
-    record.save(plan.make(experiment_file.build(raw()), split_hash), store)
+    record.save(expansion.make(experiment_file.build(raw()), split_hash), store)
     with pytest.raises(UserError, match="nothing to report"):
         record.collect(store, None)
     with pytest.raises(UserError, match="Did you mean made"):

@@ -132,9 +132,10 @@ def load_experiment(name: str, sets: list[str] | None, data_root: Path | None) -
 
 
 def make_plan(experiment: Experiment, data_root: Path | None, runs: Path) -> Plan:
-    from sparse_transfer import data, plan
+    from sparse_transfer import data, expansion
 
-    return plan.make(experiment, lambda ref: data.split_hash(ref, data_root, cache_folder(runs)))
+    cache = cache_folder(runs)
+    return expansion.make(experiment, lambda ref: data.split_hash(ref, data_root, cache))
 
 
 def make_context(runs: Path, data_root: Path | None, debug: bool) -> Context:

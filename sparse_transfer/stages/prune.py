@@ -18,6 +18,7 @@ from sparse_transfer import (
     data,
     inputs,
     loop,
+    method_options,
     models,
     plan,
     plugins,
@@ -217,7 +218,7 @@ def _prune(
 ) -> _Pruned:
     """Train under the recipe while the method prunes; without training, prune at once."""
     recipe, world = spec.recipe, context.accelerator.num_processes
-    method = plugins.load("pruner", spec.method.name)(plan.options_of(spec.method))
+    method = plugins.load("pruner", spec.method.name)(method_options.options_of(spec.method))
     trains = task is not None and bool(recipe.steps or recipe.epochs)
     images, total, per_epoch = None, 0, 0
     if task is not None and (trains or method.needs_images):

@@ -7,7 +7,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sparse_transfer import config, data, estimate, experiment_file, models, plan, plugins, store
+from sparse_transfer import (
+    config,
+    data,
+    estimate,
+    expansion,
+    experiment_file,
+    models,
+    plan,
+    plugins,
+    store,
+)
 from sparse_transfer.errors import UserError, unknown_name
 from sparse_transfer.model_source import resolve
 from sparse_transfer.trial import experiment, folder, smaller
@@ -103,7 +113,7 @@ def forecasts(
     speeds: dict[str, Any] = {}
     for variant in experiment.distinct(asked):
         made = experiment.build(asked, variant)
-        planned = plan.make(made, lambda ref: data.split_hash(ref, data_root, cache))
+        planned = expansion.make(made, lambda ref: data.split_hash(ref, data_root, cache))
         seconds, _ = estimate.estimate(planned, data_root, cache, speeds)
         found[variant.name] = Forecast(variant, made, planned, seconds)
     return found

@@ -16,7 +16,7 @@ import timm
 import torch
 from PIL import Image
 
-from sparse_transfer import experiment_file, label_lists, plan, preflight, record
+from sparse_transfer import expansion, experiment_file, label_lists, preflight, record
 from sparse_transfer.commands.steps import make_context, make_plan
 from sparse_transfer.errors import UserError
 from sparse_transfer.execute import execute
@@ -190,7 +190,7 @@ def test_names_of_test_sets_are_checked_and_unique(weights: Path, place: Path) -
 
 def test_identity_of_a_pruning_run_does_not_see_them(weights: Path, place: Path) -> None:
     def ids(evaluate: list[str]) -> set[str]:
-        made = plan.make(experiment(weights, evaluate), lambda ref: f"hash of {ref.name}")
+        made = expansion.make(experiment(weights, evaluate), lambda ref: f"hash of {ref.name}")
         return {run.id for run in made.runs if run.stage == "prune"}
 
     assert ids([]) == ids([str(place / "v2.yaml")])

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from sparse_transfer import config, plan
+from sparse_transfer import config, expansion, plan
 from sparse_transfer.errors import UserError
 from sparse_transfer.trial import experiment
 from sparse_transfer.trial.experiment import FIRST, ONE_SHOT, SECOND, VARIANTS
@@ -26,7 +26,7 @@ REQUEST = experiment.Request(
 
 def planned(request: experiment.Request = REQUEST) -> plan.Plan:
     made = experiment.build(request, VARIANTS[0])
-    return plan.make(made, lambda ref: f"{ref.validation}")
+    return expansion.make(made, lambda ref: f"{ref.validation}")
 
 
 def test_the_rows_are_those_of_the_issue():
