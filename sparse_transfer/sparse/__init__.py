@@ -1,0 +1,1 @@
+"""Sparse weights made fast on a CPU: kernels, layers and an inference engine."""
