@@ -115,7 +115,7 @@ class SparseConvolution:
         """Gradient of the output (n, out, h', w') → that of the input (n, in, *image_size)."""
         axes = self._check_gradient(gradient, image_size)
         batch = gradient.shape[0]
-        output = gradient.new_empty(batch, self.pattern.inputs, *image_size)
+        output = gradient.new_empty(batch, self.pattern.channels, *image_size)
         plan = self._plan("input", self._input_plan, axes, batch)
         if batch:
             plan.program.run([gradient, output], batch)
@@ -185,7 +185,7 @@ class SparseConvolution:
     def _layouts(self, axes: tuple[Axis, Axis], grid: Grid) -> tuple[Layout, Layout]:
         y, x = axes
         (in_y, out_y), (in_x, out_x) = y.blocks(grid.rows), x.blocks(grid.columns)
-        source = Layout(self.pattern.inputs, (y.size, x.size), (in_y, in_x), grid)
+        source = Layout(self.pattern.channels, (y.size, x.size), (in_y, in_x), grid)
         target = Layout(self.pattern.shape[0], (y.output, x.output), (out_y, out_x), grid)
         return source, target
 
@@ -288,13 +288,13 @@ class SparseConvolution:
     ) -> tuple[tuple[int, int], int]:
         step = (axes[0].stride, axes[1].stride)
         tile = tile or tiling.tiles(self.library, count, step[1])[0]
-        if self.pattern.groups == self.pattern.inputs:
+        if self.pattern.groups == self.pattern.channels:
             return tile, 1  # every row reads one channel
         reach = tuple(axis.dilation * (axis.kernel - 1) for axis in axes)
         return tile, tiling.blocks(source, tile, step, (reach[0], reach[1]))
 
     def _check_images(self, images: Tensor) -> None:
-        check(images, "images", (None, self.pattern.inputs, None, None))
+        check(images, "images", (None, self.pattern.channels, None, None))
 
     def _check_gradient(self, gradient: Tensor, image_size: tuple[int, int]) -> tuple[Axis, Axis]:
         axes = self.axes(*image_size)
@@ -333,7 +333,7 @@ class SparseLinear:
 
     def forward(self, examples: Tensor) -> Tensor:
         """(…, in) float32 → (…, out)."""
-        pixels = _pixels(examples, "examples", self._convolution.pattern.inputs)
+        pixels = _pixels(examples, "examples", self._convolution.pattern.channels)
         return _rows(self._convolution.forward(pixels), examples.shape[:-1])
 
     def input_gradient(self, gradient: Tensor) -> Tensor:
@@ -345,7 +345,7 @@ class SparseLinear:
     def value_gradient(self, examples: Tensor, gradient: Tensor) -> Tensor:
         """Input (…, in) and gradient of the output (…, out) → gradient of `values`."""
         return self._convolution.value_gradient(
-            _pixels(examples, "examples", self._convolution.pattern.inputs),
+            _pixels(examples, "examples", self._convolution.pattern.channels),
             _pixels(gradient, "gradient", self._convolution.pattern.shape[0]),
         )
 

@@ -20,6 +20,7 @@ beyond a pixel.
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
@@ -211,25 +212,24 @@ class Layout:
         )
 
 
+def waste(axes: tuple[Axis, Axis], grid: Grid, batch: int) -> float:
+    """Pixels that a grid computes over those that exist: 1 where no lane is ever idle."""
+    items = -(-batch // grid.images)
+    (_, out_y), (_, out_x) = axes[0].blocks(grid.rows), axes[1].blocks(grid.columns)
+    return items * LANES * out_y * out_x / (batch * axes[0].output * axes[1].output)
+
+
+@cache
 def grid_for(axes: tuple[Axis, Axis], batch: int) -> Grid:
-    """The grid that wastes least: pixels outside the image, images that are not there.
-
-    Among grids within 5 % of the least the one with fewest images (the smallest working set),
-    then that with the squarest blocks.
-    """
-
-    def waste(grid: Grid) -> float:
-        items = -(-batch // grid.images)
-        (_, out_y), (_, out_x) = axes[0].blocks(grid.rows), axes[1].blocks(grid.columns)
-        computed = items * LANES * out_y * out_x
-        return computed / (batch * axes[0].output * axes[1].output)
+    """The grid for that many images: within 5 % of the least waste the one with fewest images (the
+    smallest working set), then that with the squarest blocks."""
 
     def key(grid: Grid) -> tuple[int, float]:
         (_, out_y), (_, out_x) = axes[0].blocks(grid.rows), axes[1].blocks(grid.columns)
-        return grid.images, abs(np.log(out_y / out_x))
+        return grid.images, abs(math.log(out_y / out_x))
 
-    least = min(waste(grid) for grid in GRIDS)
-    return min((grid for grid in GRIDS if waste(grid) <= 1.05 * least), key=key)
+    least = min(waste(axes, grid, batch) for grid in GRIDS)
+    return min((grid for grid in GRIDS if waste(axes, grid, batch) <= 1.05 * least), key=key)
 
 
 @cache

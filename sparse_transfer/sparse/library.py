@@ -60,15 +60,23 @@ def available() -> str | None:
     return f"the sparse kernels were not compiled when the package was installed. {found}"
 
 
-def best_level() -> str:
-    """The highest level that this CPU has and that was compiled.
+def levels() -> list[str]:
+    """The levels that this CPU has and that were compiled, lowest first.
 
     Raises:
-        UserError: nothing was compiled, or `SPARSE_TRANSFER_KERNELS` asks for what is not here.
+        UserError: nothing was compiled.
     """
     cpu = _open("portable").sparse_cpu_level()
-    usable = [name for name in LEVELS[: cpu + 1] if _file(name) is not None]
-    wanted = os.environ.get(CHOICE)
+    return [name for name in LEVELS[: cpu + 1] if _file(name) is not None]
+
+
+def best_level() -> str:
+    """The highest of them, or the one that `SPARSE_TRANSFER_KERNELS` asks for.
+
+    Raises:
+        UserError: nothing was compiled, or what is asked for is not here.
+    """
+    usable, wanted = levels(), os.environ.get(CHOICE)
     if wanted is None:
         return usable[-1]
     if wanted not in LEVELS:

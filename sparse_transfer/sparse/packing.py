@@ -20,6 +20,7 @@ class Pattern:
         groups: of the convolution.
         out, into, y, x: (n,) output channel, input channel (of all, not of the group), and tap of
             every non-zero, in the order of the flattened weight.
+        channels: input channels of all groups.
     """
 
     shape: tuple[int, int, int, int]
@@ -28,6 +29,7 @@ class Pattern:
     into: np.ndarray
     y: np.ndarray
     x: np.ndarray
+    channels: int
 
     @staticmethod
     def of(kept: np.ndarray, groups: int) -> Pattern:
@@ -35,12 +37,20 @@ class Pattern:
         out, into, y, x = (index.astype(np.int32) for index in np.nonzero(kept))
         per_group = kept.shape[0] // groups
         into = into + out // per_group * kept.shape[1]
-        return Pattern(kept.shape, groups, out, into.astype(np.int32), y, x)
+        channels = kept.shape[1] * groups
+        return Pattern(kept.shape, groups, out, into.astype(np.int32), y, x, channels)
 
-    @property
-    def inputs(self) -> int:
-        """Input channels of all groups."""
-        return self.shape[1] * self.groups
+    def only(self, rows: np.ndarray) -> tuple[Pattern, np.ndarray]:
+        """The pattern of some output channels alone, renumbered, and which non-zeros it has."""
+        number = np.full(self.shape[0], -1, dtype=np.int32)
+        number[rows] = np.arange(len(rows))
+        which = number[self.out] >= 0
+        shape = (len(rows), *self.shape[1:])
+        out = number[self.out[which]]
+        pattern = Pattern(
+            shape, self.groups, out, self.into[which], self.y[which], self.x[which], self.channels
+        )
+        return pattern, which
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,7 @@ def pack_forward(
     y, x = axes[0].taps()[pattern.y], axes[1].taps()[pattern.x]
     offsets = source.offset(pattern.into, y, x)
     every = np.arange(len(values))
-    size = (pattern.shape[0], pattern.inputs)
+    size = (pattern.shape[0], pattern.channels)
     return _pack(every, pattern.out, pattern.into, offsets, values, size, blocks)
 
 
@@ -94,7 +104,7 @@ def pack_backward(
     (which,) = np.nonzero(chosen)
     out, into = pattern.out[which], pattern.into[which]
     offsets = source.offset(out, shifts[0][which], shifts[1][which])
-    size = (pattern.inputs, pattern.shape[0])
+    size = (pattern.channels, pattern.shape[0])
     return _pack(which, into, out, offsets, values[which], size, blocks)
 
 
@@ -103,12 +113,12 @@ def pack_dense(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weights (groups of `rows` channels, taps, rows) float32 and (taps,) int32 offsets.
 
-    The last group is filled up with zeros.
+    Taps that no channel uses are left out, and the last group is filled up with zeros.
     """
-    out, into, height, width = weight.shape
-    padded = np.zeros((-(-out // rows) * rows, into * height * width), dtype=np.float32)
-    padded[:out] = weight.reshape(out, -1)
-    channel, y, x = np.indices((into, height, width)).reshape(3, -1)
+    out = len(weight)
+    channel, y, x = np.nonzero(weight.any(axis=0))
+    padded = np.zeros((-(-out // rows) * rows, len(channel)), dtype=np.float32)
+    padded[:out] = weight[:, channel, y, x]
     offsets = source.offset(channel, axes[0].taps()[y], axes[1].taps()[x])
     grouped = padded.reshape(-1, rows, padded.shape[1]).transpose(0, 2, 1)
     return np.ascontiguousarray(grouped), offsets

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import numpy as np
@@ -36,15 +36,27 @@ class Buffer:
         is_shared: in the arena of the batch.
         uses: numbers of the operations that touch it.
         at: first float in its arena, once it is placed.
+        whole, first: the buffer of which these are some channels, and the first of them.
     """
 
     layout: Layout
     is_shared: bool = False
     uses: list[int] = field(default_factory=list)
     at: int = 0
+    whole: Buffer | None = None
+    first: int = 0
+
+    def part(self, first: int, channels: int) -> Buffer:
+        """Some channels of the buffer, to be read or written by themselves."""
+        return Buffer(replace(self.layout, channels=channels), whole=self, first=first)
 
     def planes(self) -> abi.Planes:
         """For the kernels."""
+        if self.whole is not None:
+            planes = self.whole.planes()
+            planes.at += self.first * planes.size * LANES
+            planes.channels = self.layout.channels
+            return planes
         return self.layout.planes(self.at, self.layout.floats if self.is_shared else -1)
 
 
@@ -92,7 +104,7 @@ class Program:
         """Append an operation: its buffers (input, output, other), tables and numbers."""
         number = len(self._operations)
         for buffer in buffers.values():
-            buffer.uses.append(number)
+            (buffer.whole or buffer).uses.append(number)
         kept = {name: array for name, array in (arrays or {}).items() if array is not None}
         self._operations.append(
             _Operation({"kind": int(kind), **(window or {}), **fields}, buffers, kept)
@@ -294,7 +306,7 @@ class Program:
                 aligned = torch.from_numpy(permutations).clone()  # torch aligns to 64 bytes
                 operation.arrays |= {"offsets": moves, "permutations": aligned}
                 operation.fields["n_moves"] = len(moves)
-        own = _place({b for o in self._operations for b in o.buffers.values() if not b.is_shared})
+        own = _place({b for b in self._buffers() if not b.is_shared})
         operations = (abi.Op * len(self._operations))()
         for operation, raw in zip(self._operations, operations, strict=True):
             for name, value in operation.fields.items():
@@ -314,18 +326,22 @@ class Program:
         self._built, self._batch = (segments, operations, own), -1
         return self._built
 
+    def _buffers(self) -> Iterator[Buffer]:
+        for operation in self._operations:
+            for buffer in operation.buffers.values():
+                yield buffer.whole or buffer
+
     def _place_shared(self, batch: int) -> None:
         if batch == self._batch:
             return
         assert self._built is not None
         at = 0
-        shared = {b: None for o in self._operations for b in o.buffers.values() if b.is_shared}
-        for buffer in shared:
+        for buffer in dict.fromkeys(b for b in self._buffers() if b.is_shared):
             buffer.at = at
             at += -(-batch // buffer.layout.grid.images) * buffer.layout.floats
         for operation, raw in zip(self._operations, self._built[1], strict=True):
             for name, buffer in operation.buffers.items():
-                if buffer.is_shared:
+                if (buffer.whole or buffer).is_shared:
                     setattr(raw, name, buffer.planes())
         self._batch, self._shared_floats = batch, at
 

@@ -22,11 +22,12 @@ def test_address_and_undefined_behaviour_sanitizers_are_silent(tmp_path: Path, l
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no g++ here")
-    if library.LEVELS.index(level) > library.LEVELS.index(library.best_level()):
+    if level not in library.levels():
         pytest.skip(f"this CPU has no {level}")
     package = tmp_path / "sparse_transfer"
     shutil.copytree(CHECKOUT / "sparse_transfer", package, ignore=shutil.ignore_patterns("*.so"))
     shutil.copytree(CHECKOUT / "tests", tmp_path / "tests")
+    shutil.copy(CHECKOUT / "pyproject.toml", tmp_path)
     flags = ["-march=x86-64-v4", "-mprefer-vector-width=512"] if level == "avx512" else []
     for name in dict.fromkeys(["portable", level]):
         subprocess.run(
