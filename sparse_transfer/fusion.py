@@ -71,7 +71,11 @@ def trace(model: nn.Module) -> fx.GraphModule:
     Raises:
         Exception: torch.fx cannot trace it; whatever the model's own code raises on symbols.
     """
-    return model if isinstance(model, fx.GraphModule) else fx.GraphModule(model, _Tracer().trace(model))
+    return (
+        model
+        if isinstance(model, fx.GraphModule)
+        else fx.GraphModule(model, _Tracer().trace(model))
+    )
 
 
 def _activation(norm: nn.BatchNorm2d) -> nn.Module:

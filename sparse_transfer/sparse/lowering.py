@@ -7,6 +7,7 @@ before them where nobody else reads its result. What has no step stays with PyTo
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -16,6 +17,7 @@ import torch
 from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.padding import get_same_padding
 from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import TensorMetadata
 from torch.nn import functional
 
 from sparse_transfer.sparse.abi import Activation
@@ -108,74 +110,58 @@ def fuse(steps: list[Step], outside: set[str]) -> list[Step]:
         steps: in order of execution.
         outside: names of values that somebody else reads, which must stay.
     """
-    readers: dict[str, int] = {}
-    for step in steps:
-        for name in step.reads:
-            readers[name] = readers.get(name, 0) + 1
+    readers: Counter[str] = Counter(name for step in steps for name in step.reads)
     done: dict[str, Step] = {}
     renamed: dict[str, str] = {}
 
-    def is_free(name: str) -> bool:
-        return name in done and name not in outside and readers[name] == 1
+    def absorb(before: str, name: str, **changes: Any) -> None:
+        done[name] = replace(done.pop(before), name=name, **changes)
 
     for original in steps:
         step = replace(
             original,
-            inputs=tuple(renamed.get(n, n) for n in original.inputs),
+            inputs=tuple(renamed.get(name, name) for name in original.inputs),
             residual=renamed.get(original.residual or "", original.residual),
             gate=renamed.get(original.gate or "", original.gate),
         )
-        is_plain = step.do == "pointwise" and step.scale is None and step.bias is None
-        before = done.get(step.inputs[0])
-        if is_plain and step.residual is None and step.gate is None:
+        source = step.inputs[0]
+        is_plain = step.do == "pointwise" and step.scale is None and step.gate is None
+        # those that nobody else reads, and that nothing was done to yet
+        free = {
+            name
+            for name in step.reads
+            if name in done
+            and name not in outside
+            and readers[name] == 1
+            and done[name].activation == Activation.NONE
+            and done[name].gate is None
+        }
+        if is_plain and step.residual is None:
             if step.activation == Activation.NONE and step.name not in outside:
-                renamed[step.name] = step.inputs[0]  # nothing is done
-                readers[step.inputs[0]] = (
-                    readers.get(step.inputs[0], 0) - 1 + readers.get(step.name, 0)
-                )
+                renamed[step.name] = source  # nothing is done
+                readers[source] += readers[step.name] - 1
                 continue
-            if before is not None and is_free(before.name) and _takes_activation(before):
-                del done[before.name]
-                done[step.name] = replace(before, name=step.name, activation=step.activation)
+            if source in free and done[source].do in ("convolve", "pointwise"):
+                absorb(source, name=step.name, activation=step.activation)
                 continue
-        if is_plain and step.residual is not None and step.inputs[0] != step.residual:
-            # the later of the two, so that the other is there when it is added
-            order = list(done)
-            pair = sorted(
-                (step.inputs[0], step.residual), key=lambda n: order.index(n) if n in done else -1
-            )
-            for last, other in (pair[::-1], pair):
-                made = done.get(last)
-                comes_last = made is not None and (
-                    other not in done or order.index(other) < order.index(last)
-                )
-                if comes_last and is_free(last) and made.do == "convolve" and _takes_activation(made) and made.residual is None:  # fmt: skip
-                    del done[last]
-                    done[step.name] = replace(
-                        made, name=step.name, residual=other, activation=step.activation
-                    )
-                    break
-            else:
-                done[step.name] = step
-            continue
+        if is_plain and step.residual is not None:
+            # the later of the two: when it is computed the other is there to be added
+            order = {name: number for number, name in enumerate(done)}
+            other, last = sorted((source, step.residual), key=lambda name: order.get(name, -1))
+            if last in free and done[last].do == "convolve" and done[last].residual is None:
+                absorb(last, name=step.name, residual=other, activation=step.activation)
+                continue
         done[step.name] = step
     return list(done.values())
 
 
-def _takes_activation(step: Step) -> bool:
-    return (
-        step.do in ("convolve", "pointwise")
-        and step.activation == Activation.NONE
-        and step.gate is None
-    )
-
-
 def _shape(node: fx.Node) -> tuple[int, int, int] | None:
+    """Channels, height, width of a float32 batch of images; None for any other value."""
     meta = node.meta.get("tensor_meta")
-    if not isinstance(getattr(meta, "shape", None), torch.Size) or len(meta.shape) != 4:
+    if not isinstance(meta, TensorMetadata) or len(meta.shape) != 4:
         return None
-    is_float = meta.dtype == torch.float32
-    return (meta.shape[1], meta.shape[2], meta.shape[3]) if is_float else None
+    _, channels, height, width = meta.shape
+    return (channels, height, width) if meta.dtype == torch.float32 else None
 
 
 def _of_module(node: fx.Node, module: nn.Module, shape: tuple[int, int, int]) -> Step | None:
@@ -224,10 +210,11 @@ def _of_function(node: fx.Node, shape: tuple[int, int, int]) -> Step | None:
         for value, gate in (tensors, tensors[::-1]):
             if _shape(value) == shape != _shape(gate) == (shape[0], 1, 1):
                 return Step(node.name, "pointwise", (value.name,), shape, gate=gate.name)
-    if target is torch.cat and isinstance(node.args[0], list | tuple):
+    first = node.args[0] if node.args else None
+    if target is torch.cat and isinstance(first, list | tuple):
         dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-        parts = tuple(n.name for n in node.args[0] if isinstance(n, fx.Node))
-        if dim in (1, -3) and len(parts) == len(node.args[0]):
+        parts = tuple(n.name for n in first if isinstance(n, fx.Node))
+        if dim in (1, -3) and len(parts) == len(first):
             return Step(node.name, "concatenate", parts, shape)
     if target == "mean" and len(tensors) == 1:
         dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
@@ -267,17 +254,16 @@ def _norm(norm: nn.BatchNorm2d, make: Callable[..., Step]) -> Step | None:
 
 
 def _conv_axes(conv: nn.Conv2d, size: tuple[int, int, int]) -> tuple[Axis, Axis] | None:
-    if conv.padding_mode != "zeros":
+    if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
         return None
     axes = []
     for i in range(2):
         kernel, stride, dilation = conv.kernel_size[i], conv.stride[i], conv.dilation[i]
+        before = after = int(conv.padding[i])
         if type(conv) is Conv2dSame:
-            total = get_same_padding(size[1 + i], kernel, stride, dilation)
+            total = int(get_same_padding(size[1 + i], kernel, stride, dilation))
             before, after = total // 2, total - total // 2
-        elif type(conv) is nn.Conv2d and not isinstance(conv.padding, str):
-            before = after = conv.padding[i]
-        else:
+        elif type(conv) is not nn.Conv2d:
             return None
         axes.append(Axis(size[1 + i], kernel, stride, before, after, dilation))
     return axes[0], axes[1]

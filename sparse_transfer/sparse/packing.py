@@ -117,10 +117,11 @@ def pack_dense(
     """
     out = len(weight)
     channel, y, x = np.nonzero(weight.any(axis=0))
-    padded = np.zeros((-(-out // rows) * rows, len(channel)), dtype=np.float32)
+    groups = -(-out // rows)
+    padded = np.zeros((groups * rows, len(channel)), dtype=np.float32)
     padded[:out] = weight[:, channel, y, x]
     offsets = source.offset(channel, axes[0].taps()[y], axes[1].taps()[x])
-    grouped = padded.reshape(-1, rows, padded.shape[1]).transpose(0, 2, 1)
+    grouped = padded.reshape(groups, rows, len(channel)).transpose(0, 2, 1)
     return np.ascontiguousarray(grouped), offsets
 
 

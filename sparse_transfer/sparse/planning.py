@@ -217,16 +217,8 @@ class Planner:
             step.activation, residual is not None,
         )  # fmt: skip
         choice = self._tuner.choose(problem)
-        self.rows.append(
-            Row(
-                step.layer,
-                step.weight.shape,
-                problem.density,
-                target.layout.grid,
-                choice,
-                len(rows),
-            )
-        )
+        shape, grid = step.weight.shape, target.layout.grid
+        self.rows.append(Row(step.layer, shape, problem.density, grid, choice, len(rows)))
         emit(self.program, problem, choice, source, target, residual, step.bias)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -63,12 +64,16 @@ class Problem:
         """Share of the weights that are not zero, (0, 1]."""
         return np.count_nonzero(self.weight) / self.weight.size
 
+    def _step(self) -> int:
+        """Densities within about 15 % of each other are one."""
+        return round(math.log(max(self.density, 1e-4)) / math.log(1.15))
+
     def key(self) -> str:
         """Equal for problems that take the same time."""
         y, x = self.axes
         layout = (self.source.block, self.source.halo, self.source.grid, self.target.block)
         sizes = (self.weight.shape, len(self.rows), self.groups, y, x, layout)
-        return store.digest([repr(sizes), f"{self.density:.2g}"])[:24]
+        return store.digest([repr(sizes), self._step()])[:24]
 
 
 @final
