@@ -212,24 +212,30 @@ class Layout:
         )
 
 
-def waste(axes: tuple[Axis, Axis], grid: Grid, batch: int) -> float:
-    """Pixels that a grid computes over those that exist: 1 where no lane is ever idle."""
+def cost(axes: tuple[Axis, Axis], grid: Grid, batch: int) -> float:
+    """Time per pixel that exists, about: 1 where no lane is idle and blocks are large.
+
+    A weight is loaded once for a tile, which lies within a block, and costs about as much as three
+    positions; pixels outside the image and images that are not there are computed, too.
+    """
     items = -(-batch // grid.images)
     (_, out_y), (_, out_x) = axes[0].blocks(grid.rows), axes[1].blocks(grid.columns)
-    return items * LANES * out_y * out_x / (batch * axes[0].output * axes[1].output)
+    computed = items * LANES * out_y * out_x
+    useful = batch * axes[0].output * axes[1].output
+    return computed / useful * (1 + 3 / min(16, out_y * out_x))
 
 
 @cache
 def grid_for(axes: tuple[Axis, Axis], batch: int) -> Grid:
-    """The grid for that many images: within 5 % of the least waste the one with fewest images (the
+    """The grid for that many images: within 5 % of the least cost the one with fewest images (the
     smallest working set), then that with the squarest blocks."""
 
     def key(grid: Grid) -> tuple[int, float]:
         (_, out_y), (_, out_x) = axes[0].blocks(grid.rows), axes[1].blocks(grid.columns)
         return grid.images, abs(math.log(out_y / out_x))
 
-    least = min(waste(axes, grid, batch) for grid in GRIDS)
-    return min((grid for grid in GRIDS if waste(axes, grid, batch) <= 1.05 * least), key=key)
+    least = min(cost(axes, grid, batch) for grid in GRIDS)
+    return min((grid for grid in GRIDS if cost(axes, grid, batch) <= 1.05 * least), key=key)
 
 
 @cache

@@ -9,12 +9,12 @@ from typing import final
 import numpy as np
 
 from sparse_transfer.sparse.layer import forward_halo
-from sparse_transfer.sparse.layout import Axis, Grid, Halo, Layout, grid_for, waste
+from sparse_transfer.sparse.layout import Axis, Grid, Halo, Layout, cost, grid_for
 from sparse_transfer.sparse.lowering import Step
 from sparse_transfer.sparse.program import Buffer, Program
 from sparse_transfer.sparse.tuning import Choice, Problem, Tuner, emit
 
-TOLERATED = 1.1  # waste of a layout that is there already over that of the best one
+TOLERATED = 1.1  # cost of a layout that is there already over that of the best one
 
 
 @dataclass(eq=False)
@@ -152,8 +152,8 @@ class Planner:
         if step.axes is None or here.image == (1, 1):  # a mean lies in all lanes of its image
             return True
         blocks = axes[0].blocks(here.grid.rows)[0], axes[1].blocks(here.grid.columns)[0]
-        wasted = waste(axes, here.grid, self._batch) / waste(axes, best, self._batch)
-        return blocks == here.block and wasted <= TOLERATED
+        more = cost(axes, here.grid, self._batch) / cost(axes, best, self._batch)
+        return blocks == here.block and more <= TOLERATED
 
     def _lay_out(self, step: Step) -> None:
         grid, in_block, out_block = self._cut(step)
