@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -125,7 +126,7 @@ def _inductor(model: nn.Module, example: Tensor) -> Prepared:
 def _openvino(model: nn.Module, example: Tensor) -> Prepared:
     if importlib.util.find_spec("openvino") is None:
         raise ImportError("openvino is not installed")
-    import openvino
+    import openvino  # pyright: ignore[reportMissingImports]
 
     core = openvino.Core()
     hints = {
@@ -143,7 +144,7 @@ def best_of(timed: dict[str, Latency], dense: list[str]) -> str:
     return min(dense, key=lambda name: timed[name].median)
 
 
-def measure_cell(row: Row, sparsity: float, repeats: int, engines: list[str]) -> dict[str, object]:
+def measure_cell(row: Row, sparsity: float, repeats: int, engines: list[str]) -> dict[str, Any]:
     """One cell: the speedup over the best dense engine, and everything it was made of."""
     model, masks = sparsified(row.model, sparsity, row.allocation)
     example = torch.randn(row.batch, 3, row.pixels, row.pixels)
@@ -154,7 +155,8 @@ def measure_cell(row: Row, sparsity: float, repeats: int, engines: list[str]) ->
     dense = list(callables)
     callables["sparse"] = compiled
     with torch.inference_mode():
-        expected = dict.fromkeys(callables, model(example))
+        output: Tensor = model(example)
+    expected = {name: output for name in callables}
     timed = measure(callables, example, reference=dense[0], repeats=repeats, expected=expected)
     best = best_of(timed, dense)
     ratios = timed[best].seconds / timed["sparse"].seconds

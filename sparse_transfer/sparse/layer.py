@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sparse_transfer.errors import UserError
 from sparse_transfer.sparse import library, tiling
-from sparse_transfer.sparse.layout import Axis, Grid, Halo, Layout, grid_for
+from sparse_transfer.sparse.layout import Axis, Grid, Halo, Layout, forward_halo, grid_for
 from sparse_transfer.sparse.packing import Packed, Pattern, pack_backward, pack_forward
 from sparse_transfer.sparse.program import Buffer, Program
 
@@ -348,12 +348,6 @@ class SparseLinear:
             _pixels(examples, "examples", self._convolution.pattern.channels),
             _pixels(gradient, "gradient", self._convolution.pattern.shape[0]),
         )
-
-
-def forward_halo(axes: tuple[Axis, Axis], grid: Grid) -> Halo:
-    """What a convolution or pool reads around a block of its input."""
-    (top, bottom), (left, right) = axes[0].halo(grid.rows), axes[1].halo(grid.columns)
-    return Halo(top, left, bottom, right)
 
 
 def check(tensor: Tensor, name: str, shape: tuple[int | None, ...]) -> None:

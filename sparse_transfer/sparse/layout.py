@@ -212,6 +212,12 @@ class Layout:
         )
 
 
+def forward_halo(axes: tuple[Axis, Axis], grid: Grid) -> Halo:
+    """What a convolution or pool reads around a block of its input."""
+    (top, bottom), (left, right) = axes[0].halo(grid.rows), axes[1].halo(grid.columns)
+    return Halo(top, left, bottom, right)
+
+
 def cost(axes: tuple[Axis, Axis], grid: Grid, batch: int) -> float:
     """Time per pixel that exists, about: 1 where no lane is idle and blocks are large.
 

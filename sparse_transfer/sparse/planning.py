@@ -8,8 +8,7 @@ from typing import final
 
 import numpy as np
 
-from sparse_transfer.sparse.layer import forward_halo
-from sparse_transfer.sparse.layout import Axis, Grid, Halo, Layout, cost, grid_for
+from sparse_transfer.sparse.layout import Axis, Grid, Halo, Layout, cost, forward_halo, grid_for
 from sparse_transfer.sparse.lowering import Step
 from sparse_transfer.sparse.program import Buffer, Program
 from sparse_transfer.sparse.tuning import Choice, Problem, Tuner, emit

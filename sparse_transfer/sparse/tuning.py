@@ -17,7 +17,7 @@ import torch
 from sparse_transfer import store
 from sparse_transfer.sparse import tiling
 from sparse_transfer.sparse.abi import Activation
-from sparse_transfer.sparse.layout import Axis, Layout
+from sparse_transfer.sparse.layout import Axis, Layout, forward_halo, grid_for
 from sparse_transfer.sparse.library import Library, cpu_name
 from sparse_transfer.sparse.packing import Pattern, pack_dense, pack_forward
 from sparse_transfer.sparse.program import Buffer, Program
@@ -74,6 +74,17 @@ class Problem:
         layout = (self.source.block, self.source.halo, self.source.grid, self.target.block)
         sizes = (self.weight.shape, len(self.rows), self.groups, y, x, layout)
         return store.digest([repr(sizes), self._step()])[:24]
+
+
+def problem_of(weight: np.ndarray, axes: tuple[Axis, Axis], batch: int) -> Problem:
+    """A convolution by itself, laid out as suits it best."""
+    grid = grid_for(axes, batch)
+    (in_y, out_y), (in_x, out_x) = axes[0].blocks(grid.rows), axes[1].blocks(grid.columns)
+    out, into = weight.shape[:2]
+    sizes = (axes[0].size, axes[1].size), (axes[0].output, axes[1].output)
+    source = Layout(into, sizes[0], (in_y, in_x), grid, forward_halo(axes, grid))
+    target = Layout(out, sizes[1], (out_y, out_x), grid)
+    return Problem(weight, np.arange(out), 1, axes, source, target, Activation.NONE, False)
 
 
 @final

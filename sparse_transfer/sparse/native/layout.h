@@ -50,7 +50,7 @@ static void load_planes(const Op& op, const float* tensor, float* out, int image
     for (int y = 0; y < p.height; ++y) {
       float* row = out + position(p, c, y, 0) * LANES;
       const float* source[LANES];
-      int width[LANES], least = p.width;  // pixels that exist
+      int width[LANES];  // pixels that exist
       for (int l = 0; l < LANES; ++l) {
         const Lane lane = lane_of(p, l);
         const bool exists = lane.image < images && lane.y + y < p.image_height;
@@ -58,22 +58,26 @@ static void load_planes(const Op& op, const float* tensor, float* out, int image
         source[l] = width[l] ? tensor + lane.image * s[0] + c * s[1] + (lane.y + y) * s[2] +
                                    lane.x * s[3]
                              : tensor;
-        least = std::min(least, width[l]);
       }
-      int x = 0;
 #if defined(__AVX512F__)
-      if (s[3] == 1)
-        for (; x + 16 <= least; x += 16) {
-          V v[16];
-          UNROLL
-          for (int l = 0; l < 16; ++l) v[l] = *reinterpret_cast<const Loose*>(source[l] + x);
+      if (s[3] == 1) {
+        for (int x = 0; x < p.width; x += 16) {
+          V v[16] = {};
+          for (int l = 0; l < 16; ++l) {
+            const int count = std::min(16, width[l] - x);
+            if (count == 16)
+              v[l] = *reinterpret_cast<const Loose*>(source[l] + x);
+            else if (count > 0)
+              std::memcpy(&v[l], source[l] + x, count * sizeof(float));
+          }
           transpose(v);
-          UNROLL
-          for (int i = 0; i < 16; ++i) store(row + (x + i) * LANES, v[i]);
+          for (int i = 0; i < std::min(16, p.width - x); ++i) store(row + (x + i) * LANES, v[i]);
         }
+        continue;
+      }
 #endif
       for (int l = 0; l < LANES; ++l) {
-        int i = x;
+        int i = 0;
         for (; i < width[l]; ++i) row[i * LANES + l] = source[l][i * s[3]];
         for (; i < p.width; ++i) row[i * LANES + l] = 0.f;
       }
@@ -86,13 +90,35 @@ static void store_planes(const Op& op, const float* in, float* tensor, int image
   for (int c = c0; c < c1; ++c)
     for (int y = 0; y < p.height; ++y) {
       const float* row = in + position(p, c, y, 0) * LANES;
+      float* to[LANES];
+      int width[LANES];
       for (int l = 0; l < LANES; ++l) {
         const Lane lane = lane_of(p, l);
-        if (lane.image >= images || lane.y + y >= p.image_height) continue;
-        float* to = tensor + lane.image * s[0] + c * s[1] + (lane.y + y) * s[2] + lane.x * s[3];
-        const int width = std::min((int)p.width, p.image_width - lane.x);
-        for (int x = 0; x < width; ++x) to[x * s[3]] = row[x * LANES + l];
+        const bool exists = lane.image < images && lane.y + y < p.image_height;
+        width[l] = exists ? std::clamp(p.image_width - lane.x, 0, (int)p.width) : 0;
+        to[l] = width[l] ? tensor + lane.image * s[0] + c * s[1] + (lane.y + y) * s[2] +
+                               lane.x * s[3]
+                         : tensor;
       }
+#if defined(__AVX512F__)
+      if (s[3] == 1) {
+        for (int x = 0; x < p.width; x += 16) {
+          V v[16] = {};
+          for (int i = 0; i < std::min(16, p.width - x); ++i) v[i] = load(row + (x + i) * LANES);
+          transpose(v);
+          for (int l = 0; l < 16; ++l) {
+            const int count = std::min(16, width[l] - x);
+            if (count == 16)
+              *reinterpret_cast<Loose*>(to[l] + x) = v[l];
+            else if (count > 0)
+              std::memcpy(to[l] + x, &v[l], count * sizeof(float));
+          }
+        }
+        continue;
+      }
+#endif
+      for (int l = 0; l < LANES; ++l)
+        for (int x = 0; x < width[l]; ++x) to[l][x * s[3]] = row[x * LANES + l];
     }
 }
 
@@ -128,9 +154,53 @@ static void fill_halo(const Op& op, float* in, int c0, int c1) {
 }
 #endif
 
+#if defined(__AVX512F__) && !defined(__clang__)
+// Where a block of the destination is a grid of whole blocks of the source, and an item has the
+// images of whole items: all lanes of a vector come from the same place of a few vectors.
+static bool regrid_blocks(const Op& op, const float* in, float* out, int item, int images, int c0,
+                          int c1) {
+  const Planes &from = op.in, &to = op.out;
+  const int down = to.height / from.height, across = to.width / from.width;
+  const int sources = to.images / from.images;
+  if (from.item < 0 || to.height % from.height || to.width % from.width ||
+      to.images % from.images || from.rows != to.rows * down || from.columns != to.columns * across)
+    return false;
+  alignas(64) int32_t lanes[LANES][LANES], of_source[LANES];
+  for (int l = 0; l < LANES; ++l) {
+    const int image = l / (to.rows * to.columns), block = l % (to.rows * to.columns);
+    of_source[l] = image / from.images;
+    for (int q = 0; q < down * across; ++q)
+      lanes[q][l] = (image % from.images * from.rows + block / to.columns * down + q / across) *
+                        from.columns + block % to.columns * across + q % across;
+  }
+  const I owner = *reinterpret_cast<const I*>(of_source);
+  const int exist = std::min(sources, (images + from.images - 1) / from.images);
+  in += (int64_t)item * sources * from.item;
+  for (int c = c0; c < c1; ++c)
+    for (int y = 0; y < from.height; ++y)
+      for (int x = 0; x < from.width; ++x) {
+        V v[LANES] = {};
+        for (int s = 0; s < exist; ++s)
+          v[s] = load(in + s * from.item + position(from, c, y, x) * LANES);
+        for (int q = 0; q < down * across; ++q) {
+          const I take = *reinterpret_cast<const I*>(lanes[q]);
+          V result = {};
+          for (int s = 0; s < exist; ++s)
+            result = owner == s ? __builtin_shuffle(v[s], take) : result;
+          store(out + position(to, c, q / across * from.height + y, q % across * from.width + x) *
+                          LANES, result);
+        }
+      }
+  return true;
+}
+#else
+static bool regrid_blocks(const Op&, const float*, float*, int, int, int, int) { return false; }
+#endif
+
 // `in` is the first item of the source; with another number of images per item it must lie in the
 // arena of the batch. `item` counts items of the destination, `images` those of them that exist.
 static void regrid(const Op& op, const float* in, float* out, int item, int images, int c0, int c1) {
+  if (regrid_blocks(op, in, out, item, images, c0, c1)) return;
   const Planes &from = op.in, &to = op.out;
   for (int l = 0; l < LANES; ++l) {
     const Lane lane = lane_of(to, l);
