@@ -8,7 +8,7 @@ in rotating order; the figure is the median over rounds of best dense time / spa
 round, in brackets its 95 % interval. "Best dense" is the dense engine of the smallest median:
 PyTorch eager channels-last with folded batch norms, torch.compile with freezing, ONNX Runtime, and
 OpenVINO where installed. All outputs are compared with PyTorch's before anything is timed. Tuning
-is done before, and its time printed. PASS and MISS are the goals of docs/sparse-engine.md.
+is done before, and its time printed. PASS and MISS refer to the goals in `ROWS`.
 """
 
 from __future__ import annotations

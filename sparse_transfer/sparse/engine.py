@@ -10,7 +10,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, final
 
 import torch
@@ -24,6 +23,7 @@ from sparse_transfer.sparse.layer import check
 from sparse_transfer.sparse.lowering import Step, fuse, steps_of
 from sparse_transfer.sparse.planning import Planner, Row
 from sparse_transfer.sparse.program import Program
+from sparse_transfer.sparse.tuning import Timing
 
 TOLERANCE = 1e-4  # of the largest output; more is an error of the engine, and it is not used
 ROUNDS = 7  # of the comparison with PyTorch
@@ -52,14 +52,6 @@ class Region(nn.Module):
         if batch:
             self.program.run([*tensors, *made], batch)
         return tuple(made)
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Median seconds of a call on the example."""
-
-    dense: float
-    sparse: float
 
 
 @final
@@ -151,8 +143,8 @@ def compile(model: nn.Module, example: Tensor, *, tune: bool = True) -> Compiled
         ShapeProp(graph).propagate(example)
     tuner = tuning.Tuner(library.current(), tuning.cache_file() if tune else None)
     module, rows = _with_regions(graph, example.shape[0], tuner)
-    tuner.save()
     sparse = [row for row in rows if row.choice.kind == "sparse" and row.density < 1]
+    tuner.save()
     if not sparse:
         return Compiled(dense, "dense", f"no layer is faster with its zeros skipped ({note})", rows)
     engine = Compiled(module, "sparse", "", rows)
@@ -164,7 +156,8 @@ def compile(model: nn.Module, example: Tensor, *, tune: bool = True) -> Compiled
     if not tune:
         return Compiled(module, "sparse", words, rows)
     plain = Compiled(dense, "dense", "")
-    timing = _compare(plain, engine, example)
+    timing = tuner.compare(len(example), lambda: _compare(plain, engine, example))
+    tuner.save()
     gain = f"{timing.dense / timing.sparse:.2f} times as fast as PyTorch"
     if timing.dense < GAIN * timing.sparse:
         return Compiled(dense, "dense", f"the engine is {gain}", rows, timing)
@@ -272,15 +265,16 @@ def _error(found: Tensor, expected: Tensor) -> float:
 
 def _compare(
     dense: Callable[[Tensor], Tensor], sparse: Callable[[Tensor], Tensor], example: Tensor
-) -> Timing:
-    """Interleaved, so that a slow moment falls on both."""
+) -> tuple[float, float]:
+    """Median seconds of both, interleaved, so that a slow moment falls on both."""
     taken: tuple[list[float], list[float]] = ([], [])
     for _ in range(ROUNDS + 1):
         for times, run in zip(taken, (dense, sparse), strict=True):
             began = time.perf_counter()
             run(example)
             times.append(time.perf_counter() - began)
-    return Timing(*(statistics.median(times[1:]) for times in taken))
+    first, second = (statistics.median(times[1:]) for times in taken)
+    return first, second
 
 
 def _micro(seconds: float) -> str:

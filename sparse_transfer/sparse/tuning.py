@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, final
@@ -44,6 +44,14 @@ class Choice:
     blocks: int
     seconds: float = 0.0
     dense_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Median seconds of a call of a whole network, in PyTorch and by the engine."""
+
+    dense: float
+    sparse: float
 
 
 @dataclass(frozen=True)
@@ -100,6 +108,7 @@ class Tuner:
         self.library, self._cache = library, cache
         self._known: dict[str, dict[str, Any]] = {}
         self._is_new = False
+        self._asked: list[str] = []
         if cache is not None and cache.is_file():
             try:
                 self._known = json.loads(cache.read_text(encoding="utf-8"))
@@ -111,11 +120,24 @@ class Tuner:
         if self._cache is None:
             return _guess(self.library, problem)
         key = f"{self.library.level} {problem.key()}"
+        self._asked.append(key)
         if key not in self._known:
             self._known[key] = asdict(self._measure(problem))
             self._is_new = True
         found = self._known[key]
         return Choice(**{**found, "tile": tuple(found["tile"])})
+
+    def compare(self, batch: int, measure: Callable[[], tuple[float, float]]) -> Timing:
+        """Seconds of a network without and with the engine, measured once for these problems.
+
+        The problems are all that were asked for so far; the number of threads is part of the key.
+        """
+        threads = torch.get_num_threads()
+        key = f"network {store.digest([self._asked, batch, threads])[:24]}"
+        if key not in self._known:
+            self._known[key] = asdict(Timing(*measure()))
+            self._is_new = True
+        return Timing(**self._known[key])
 
     def save(self) -> None:
         """Write what was learnt."""
