@@ -26,6 +26,7 @@ from functools import cache, cached_property
 
 import numpy as np
 
+from sparse_transfer.errors import UserError
 from sparse_transfer.sparse import abi
 
 LANES = 16
@@ -186,10 +187,15 @@ class Layout:
         """Floats from a position of channel 0 to the one (y, x) further in `channel`; int32.
 
         Raises:
-            OverflowError: the buffer is too large for 32 bits.
+            UserError: the buffer is too large for 32 bits.
         """
         if self.floats >= 2**31:
-            raise OverflowError(f"a buffer of {self.floats} floats")
+            raise UserError(
+                "The images are too large for the sparse kernels.",
+                f"{self.channels} channels of {self.image[0]} × {self.image[1]} pixels need "
+                f"{self.floats} floats; fewer than {2**31} can be addressed.",
+                "Pass fewer or smaller images at a time.",
+            )
         return ((channel * self.size + y * self.pitch + x) * LANES).astype(np.int32)
 
     def planes(self, at: int = 0, item: int = -1) -> abi.Planes:

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparse_transfer.errors import UserError
 from sparse_transfer.sparse.layout import GRIDS, Axis, Grid, Halo, Layout, grid_for, halo_moves
 
 axes = st.builds(
@@ -19,6 +20,12 @@ axes = st.builds(
     after=st.integers(0, 4),
     dilation=st.integers(1, 2),
 ).filter(lambda axis: axis.output >= 1)
+
+
+def test_a_buffer_that_cannot_be_addressed_is_refused():
+    layout = Layout(2**17, (64, 64), (16, 16), Grid(1, 4, 4))
+    with pytest.raises(UserError, match="131072 channels of 64 × 64 pixels"):
+        layout.offset(np.array([0]), np.array([0]), np.array([0]))
 
 
 def test_a_grid_has_sixteen_lanes():
