@@ -22,7 +22,9 @@ if platform.machine() in ("x86_64", "AMD64"):
         "avx2": ["-march=x86-64-v3"],
         "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
     }
-highest = list(LEVELS).index(os.environ.get("SPARSE_TRANSFER_KERNELS", list(LEVELS)[-1]))
+names = list(LEVELS)
+wanted = os.environ.get("SPARSE_TRANSFER_KERNELS", names[-1])
+highest = names.index(wanted) if wanted in names else len(names) - 1
 
 setup(
     ext_modules=[

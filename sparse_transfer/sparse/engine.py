@@ -26,7 +26,7 @@ from sparse_transfer.sparse.program import Program
 from sparse_transfer.sparse.tuning import Timing
 
 TOLERANCE = 1e-4  # of the largest output; more is an error of the engine, and it is not used
-ROUNDS = 7  # of the comparison with PyTorch
+ROUNDS, FEWEST, BUDGET = 7, 3, 4.0  # of the comparison with PyTorch; fewer after so many seconds
 GAIN = 1.03  # what the engine must be faster by, lest noise choose it
 
 
@@ -123,6 +123,12 @@ def compile(model: nn.Module, example: Tensor, *, tune: bool = True) -> Compiled
     if reason is not None:
         raise UserError("A sparse model cannot be compiled.", reason)
     check(example, "images", (None, None, None, None))
+    if not len(example):
+        raise UserError(
+            "A sparse model cannot be compiled for no images.",
+            f"The example's shape is {tuple(example.shape)}.",
+            "Pass as many images as a call will have.",
+        )
     wrong = {str(p.dtype) for p in model.parameters() if p.dtype != torch.float32}
     wrong |= {str(p.device) for p in model.parameters() if p.device.type != "cpu"}
     if wrong:
@@ -140,7 +146,7 @@ def compile(model: nn.Module, example: Tensor, *, tune: bool = True) -> Compiled
         return Compiled(dense, "dense", f"torch.fx cannot trace the model ({words})")
     with torch.inference_mode():
         expected = dense(example)
-        ShapeProp(graph).propagate(example)
+        ShapeProp(graph).propagate(example[:1])  # images do not know of each other
     tuner = tuning.Tuner(library.current(), tuning.cache_file() if tune else None)
     module, rows = _with_regions(graph, example.shape[0], tuner)
     sparse = [row for row in rows if row.choice.kind == "sparse" and row.density < 1]
@@ -268,11 +274,14 @@ def _compare(
 ) -> tuple[float, float]:
     """Median seconds of both, interleaved, so that a slow moment falls on both."""
     taken: tuple[list[float], list[float]] = ([], [])
-    for _ in range(ROUNDS + 1):
+    started = time.perf_counter()
+    while len(taken[0]) <= ROUNDS:
         for times, run in zip(taken, (dense, sparse), strict=True):
             began = time.perf_counter()
             run(example)
             times.append(time.perf_counter() - began)
+        if len(taken[0]) > FEWEST and time.perf_counter() - started > BUDGET:
+            break
     first, second = (statistics.median(times[1:]) for times in taken)
     return first, second
 

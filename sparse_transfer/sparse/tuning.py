@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -71,6 +72,13 @@ class Problem:
     def density(self) -> float:
         """Share of the weights that are not zero, (0, 1]."""
         return np.count_nonzero(self.weight) / self.weight.size
+
+    @cached_property
+    def pattern(self) -> tuple[Pattern, np.ndarray]:
+        """Where the needed rows have weights, and the weights."""
+        kept = self.weight != 0
+        pattern, which = Pattern.of(kept, self.groups).only(self.rows)
+        return pattern, self.weight[kept][which]
 
     def _step(self) -> int:
         """Densities within about 15 % of each other are one."""
@@ -203,9 +211,7 @@ def emit(
             **more,
         )  # fmt: skip
         return
-    kept = problem.weight != 0
-    pattern, which = Pattern.of(kept, problem.groups).only(problem.rows)
-    values = problem.weight[kept][which]
+    pattern, values = problem.pattern
     packed = pack_forward(pattern, values, problem.axes, source.layout, choice.blocks)
     program.sparse(
         packed,

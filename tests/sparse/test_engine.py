@@ -237,6 +237,7 @@ def test_what_cannot_be_compiled_is_refused():
         (nn.Conv2d(3, 4, 3, device="meta"), images, "meta"),
         (net, images.double(), "compute in float32"),
         (net, images[0], "must be"),
+        (net, images[:0], "for no images"),
     ):
         with pytest.raises(UserError, match=words):
             sparse.compile(model, example)

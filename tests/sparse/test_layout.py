@@ -23,8 +23,8 @@ axes = st.builds(
 
 
 def test_a_buffer_that_cannot_be_addressed_is_refused():
-    layout = Layout(2**17, (64, 64), (16, 16), Grid(1, 4, 4))
-    with pytest.raises(UserError, match="131072 channels of 64 × 64 pixels"):
+    layout = Layout(2**19, (64, 64), (16, 16), Grid(1, 4, 4))
+    with pytest.raises(UserError, match="524288 channels of 64 × 64 pixels"):
         layout.offset(np.array([0]), np.array([0]), np.array([0]))
 
 
