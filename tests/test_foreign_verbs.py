@@ -46,7 +46,8 @@ def test_import_says_what_it_found(files, capsys):
     printed = capsys.readouterr().out
     for words in ("layout: rigl", "resnet50_rigl", "bicubic", "std [1, 1, 1]", "claimed 90.00%"):
         assert words in printed
-    assert "layer1.0.conv1" in printed and f"transfer {folder}" in printed
+    assert "layer1.0.conv1" in printed and f"transfer {folder} --dense DENSE" in printed
+    assert "leave --dense out" in " ".join(printed.split())
     assert call("import", str(files["rigl"]), "--arch", "resnet50", "--out", str(folder)) == 2
     assert "fits no layout" in capsys.readouterr().err  # the widths were not given
     assert brought_in(files, "rigl", "--sparse", "0.9", "--force", "--json") == folder

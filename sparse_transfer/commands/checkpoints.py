@@ -109,7 +109,11 @@ def transfer(
         list[str] | None, typer.Option(help="linear, linear-online, full. May be repeated.")
     ] = None,
     dense: Annotated[
-        Path | None, typer.Option(help="Checkpoint of the dense model to compare with.")
+        Path | None,
+        typer.Option(
+            help="Checkpoint of the dense model to compare with; without it accuracies have no "
+            "reference."
+        ),
     ] = None,
     linear: Annotated[str, typer.Option(help="Linear profile.")] = "paper-linear",
     full: Annotated[str, typer.Option(help="Full fine-tuning profile.")] = "short",

@@ -71,7 +71,7 @@ def import_checkpoint(
         console_tables.print_effective_layers(rows)
     for line in checkpoints.describe(found):
         typer.echo(line)
-    typer.echo(f"{folder}\nNext: sparse-transfer transfer {folder} --task TASK")
+    typer.echo(f"{folder}\n{checkpoints.next_step(found, folder)}")
 
 
 @app.command(

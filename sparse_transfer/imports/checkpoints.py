@@ -306,6 +306,20 @@ def describe(found: Imported) -> list[str]:
     return lines + [f"  {share:.2%} of {words}" for words, share in found.counts.items()]
 
 
+def next_step(found: Imported, folder: Path) -> str:
+    """What to do with the written checkpoint, and what to do about its dense parent."""
+    if found.masks is None:
+        return (
+            f"Next: sparse-transfer transfer SPARSE --dense {folder} --task TASK, where SPARSE is "
+            "a checkpoint pruned from it."
+        )
+    return (
+        f"Next: sparse-transfer transfer {folder} --dense DENSE --task TASK, where DENSE is the "
+        "checkpoint of its dense parent (`import` brings it in, too). Without one, leave --dense "
+        "out: accuracies are then shown, but not what the zeros cost."
+    )
+
+
 def effective_layers(found: Imported) -> list[dict[str, Any]]:
     """One row per layer with zeros: layer, weights, density, and for convolutions channels."""
     with torch.no_grad():

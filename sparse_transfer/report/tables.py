@@ -153,7 +153,8 @@ def summary_table(
     frame.loc[dense, ["mor", "rom", "geometric", "measured_sparsity"]] = float("nan")
     frame["mor_low"], frame["mor_high"] = frame["low"], frame["high"]
     frame["coverage"] = [
-        f"{n} × {s}" for n, s in zip(frame["n_tasks"], frame["n_seeds"], strict=True)
+        f"{n} × {s}"
+        for n, s in zip(_tasks_behind(frame, group, comparison), frame["n_seeds"], strict=True)
     ]
     if group.mode != "upstream":
         frame["upstream"] = [upstream.get((group.arm, group.model, *cell)) for cell in cells]
@@ -234,6 +235,14 @@ def task_table(
         )
     columns = with_values(made, TASKS)
     return Table(f"tasks-{name}", title, made, columns, "", tuple(notes), held_fixed)
+
+
+def _tasks_behind(frame: pd.DataFrame, group: Group, comparison: Comparison) -> list[int]:
+    """The tasks that each row speaks of: those with a ratio; without any dense model, its own."""
+    if frame["is_dense"].any() or comparison.tasks.empty:
+        return list(frame["n_tasks"])
+    own = group.of(comparison.tasks).groupby(CELL).size()
+    return [int(own.get(cell, 0)) for cell in _tuples(frame, CELL)]
 
 
 def _place(mode: str) -> int:

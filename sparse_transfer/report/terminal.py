@@ -43,6 +43,7 @@ _SHORT = {
     "upstream": "upstream",
     "first": "first",
     "second": "second",
+    "mean_value": "accuracy %",
     "mor": "rel. error %",
     "difference": "difference %",
     "coverage": "tasks×seeds",
@@ -71,6 +72,8 @@ def rich_table(table: Table) -> Group:
     )
     keys = [column.key for column in table.columns]
     shown = [place for place, key in enumerate(keys) if key in _SHORT]
+    if {"mean_value", "mor"} <= set(keys):  # accuracies speak where there is no reference
+        shown.remove(keys.index("mean_value"))
     if "difference" in keys:  # a contrast: its mode and the two names need the room
         shown.remove(keys.index("coverage"))
     for column in (table.columns[place] for place in shown):

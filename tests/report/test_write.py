@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import time
 
@@ -97,6 +98,23 @@ def test_odd_shapes_still_give_a_verdict(make_study, tmp_path, shape, says):
     assert not re.search(r"\b(nan|None|inf)\b", " ".join(report.verdict))
     page = save(report, tmp_path).read_text()
     assert not re.search(r">\s*[+−]?nan\b", page)
+
+
+def test_without_a_dense_model_the_accuracies_are_shown(make_study):
+    study = make_study(
+        methods=("gmp",), sparsities=(0.8,), seeds=(0,), tasks=("birds", "digits"),
+        modes=("full",), dense=False,
+    )  # fmt: skip
+    report = build(study.frame, study.bench, study.facts, study.predictions)
+    (table,) = [table for table in report.summary if table.name.endswith("full")]
+    (row,) = table.frame.to_dict("records")
+    accuracy = study.frame[study.frame["mode"] == "full"]["value"].mean()
+    assert row["mean_value"] == pytest.approx(accuracy)
+    assert row["coverage"] == "2 × 1"
+    console = Console(width=80, record=True, file=io.StringIO())
+    print_report("made", report.verdict, report.summary, console)
+    shown = console.export_text()
+    assert "accuracy %" in shown and f"{100 * accuracy:.1f}" in shown and "2 × 1" in shown
 
 
 def test_failures_only(tmp_path):
