@@ -238,16 +238,14 @@ def card_folder() -> Path:
 def card_files(folders: Iterable[Path] = ()) -> dict[str, Path]:
     """Name → file of every card: shipped ones, those in `./tasks`, and those in `folders`.
 
-    Raises:
-        UserError: a user's card has the name of a shipped one.
+    A user's file with the name of a shipped card takes its place here and is refused when it is
+    asked for, so that neither passes for the other and all others can be used.
     """
-    shipped = {path.stem: path for path in sorted(card_folder().glob("*.yaml"))}
-    found = dict(shipped)
+    found = _shipped()
     for folder in (Path("tasks"), *folders):
         if folder.resolve() == card_folder().resolve():
             continue
         for path in sorted(folder.glob("*.yaml")):
-            _refuse_shipped_name(path.stem, path, shipped)
             found[path.stem] = path
     return found
 
@@ -282,7 +280,8 @@ def path(name: str, folders: Iterable[Path] = ()) -> Path:
     """The file of a card.
 
     Raises:
-        UserError: no such card; the nearest names are given.
+        UserError: no such card (the nearest names are given), or a user's file that has the name
+            of a shipped one.
     """
     if name.endswith((".yaml", ".yml")):
         file = Path(name).expanduser()
@@ -294,14 +293,23 @@ def path(name: str, folders: Iterable[Path] = ()) -> Path:
     known = card_files(folders)
     if name not in known:
         raise unknown_name("task", name, known)
+    if not _is_shipped(known[name]):
+        _refuse_shipped_name(name, known[name])
     return known[name]
+
+
+def _shipped() -> dict[str, Path]:
+    return {path.stem: path for path in sorted(card_folder().glob("*.yaml"))}
+
+
+def _is_shipped(path: Path) -> bool:
+    return path.resolve().parent == card_folder().resolve()
 
 
 def _read(path: Path) -> TaskCard:
     raw, lines = read_yaml(path)
     if not isinstance(raw, dict):
         raise UserError(f"{path} is not a task card.", "It is not a mapping of fields.")
-    is_shipped = path.resolve().parent == card_folder().resolve()
     try:
         found = TaskCard.model_validate(raw)
     except ValidationError as error:
@@ -311,15 +319,14 @@ def _read(path: Path) -> TaskCard:
             f"The task card {path} has {len(problems)} mistake{'s' * (len(problems) > 1)}.",
             "\n".join(problems),
         ) from error
-    if not is_shipped:
-        shipped = {shipped.stem: shipped for shipped in card_folder().glob("*.yaml")}
-        _refuse_shipped_name(found.name, path, shipped)
+    if not _is_shipped(path):
+        _refuse_shipped_name(found.name, path)
         found._folder = path.resolve().parent
     return found
 
 
-def _refuse_shipped_name(name: str, path: Path, shipped: dict[str, Path]) -> None:
-    if name in shipped:
+def _refuse_shipped_name(name: str, path: Path) -> None:
+    if name in _shipped():
         raise UserError(
             f"The task card {path} cannot be used.",
             f"`{name}` is the name of a task that ships with sparse-transfer, and results are "

@@ -24,7 +24,7 @@ def rows(what: str) -> list[tuple[str, str]]:
         kind = _PLUGINS[what]
         return [(name, plugins.summary(kind, name)) for name in plugins.names(kind)]
     if what == "tasks":
-        return [(name, cards.card(name).title) for name in cards.names()]
+        return [(name, _task(name)) for name in cards.names()]
     if what == "configs":
         return [
             (n, _header(experiment_file.config_path(n))) for n in experiment_file.config_names()
@@ -80,6 +80,15 @@ def config_text(name: str, new_name: str) -> str:
     own = re.sub(r"[^a-z0-9._-]", "-", new_name.lower()).lstrip("._-") or path.stem
     text = path.read_text(encoding="utf-8").replace(f"run {path.stem}", f"run {own}.yaml")
     return re.sub(rf"^name: {re.escape(path.stem)}$", f"name: {own}", text, flags=re.MULTILINE)
+
+
+def _task(name: str) -> str:
+    """The title of a task; of a card that cannot be used, why: the others are listed all the same."""
+    try:
+        found = cards.card(name)
+    except UserError as error:
+        return " ".join(f"{error.what} {error.why}".split())
+    return found.title
 
 
 def _options(kind: str, name: str) -> list[str]:

@@ -119,7 +119,8 @@ def _tasks(
         raise UserError(
             f"No task of the imported set {name} is here.",
             "\n".join(f"- {task}: {reason}" for task, reason in absent.items()),
-            "Give the folder of the data (--data-root), or a card of that name in tasks/.",
+            "Give the folder of the data (--data-root); `sparse-transfer check --tasks` with the "
+            "same --data-root says where each is looked for and how to get it.",
         )
     return chosen, absent
 

@@ -145,7 +145,9 @@ def test_what_cannot_be_compared_is_said_before_anything_runs(here: Path, capsys
         assert words in capsys.readouterr().err
     published(here, {"pets": 0.9}, "far")
     assert compared(here, "far") == 2
-    assert "No task of the imported set far is here" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "No task of the imported set far is here" in printed
+    assert "check --tasks" in printed and "in tasks/" not in printed  # such a card is refused
     published(here, {task: 0.9 for task in TASKS}, "near")
     for more, words in [
         (("--tasks", "stripe"), "stripe"),

@@ -22,6 +22,22 @@ def test_whatever_is_listed_can_be_shown(what: str):
         assert listing.details(name).strip()
 
 
+def test_cards_that_cannot_be_used_do_not_hide_the_others(tmp_path, monkeypatch):
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks/digits.yaml").write_text("name: digits\nfolder: photos\n")
+    (tmp_path / "tasks/birds.yaml").write_text("name: birds\nfolder: photos\nmetrik: top1\n")
+    shipped = dict(listing.rows("tasks"))
+    monkeypatch.chdir(tmp_path)
+    found = dict(listing.rows("tasks"))
+    assert "ships with sparse-transfer" in found["digits"] and "metrik" in found["birds"]
+    assert {n: t for n, t in found.items() if n not in ("digits", "birds")} == {
+        n: t for n, t in shipped.items() if n != "digits"
+    }
+    assert "name: shapes" in listing.details("shapes")
+    with pytest.raises(UserError, match="ships with"):
+        listing.details("digits")
+
+
 def test_options_of_a_pruner_are_shown_with_their_defaults():
     text = listing.details("gmp")
     assert "1710.01878" in text
