@@ -37,7 +37,7 @@ def nearest(name: str, options: Iterable[str]) -> list[str]:
 
 def unknown_name(kind: str, name: str, options: Iterable[str]) -> UserError:
     """The error for a name that does not exist, with its nearest matches."""
-    known = sorted(options)
+    known = sorted(set(options))  # a method and a layout may share a name
     close = nearest(name, known)
     if close:
         hint = f"Did you mean {' or '.join(close)}?"

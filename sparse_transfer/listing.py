@@ -83,7 +83,7 @@ def config_text(name: str, new_name: str) -> str:
 
 
 def _task(name: str) -> str:
-    """The title of a task; of a card that cannot be used, why: the others are listed all the same."""
+    """The title of a task, or why its card cannot be used: the others are listed all the same."""
     try:
         found = cards.card(name)
     except UserError as error:

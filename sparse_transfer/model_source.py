@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from sparse_transfer.errors import UserError, unknown_name
 from sparse_transfer.store import read_json
 
 TRANSFORM = ("mean", "std", "input_size", "interpolation", "crop_pct", "crop_mode")
+CHANNELS = 3
 CONFIGURABLE = (*TRANSFORM, "num_classes")
 # where a pretrained_cfg says that weights are; a folder's weights are in the folder
 LOCATIONS = ("url", "file", "hf_hub_id", "hf_hub_filename", "source", "custom_load")
@@ -65,11 +67,15 @@ def resolve(spec: ModelSpec) -> Source:
     """Resolve every name of a spec; no weights are read, and only a Hub model asks the network.
 
     Raises:
-        UserError: an architecture, tag, file, folder or configuration entry does not exist.
+        UserError: an architecture, tag, file, folder or configuration entry does not exist, or
+            `mean` or `std` is not one number for each of the three channels.
     """
     for key in spec.pretrained_cfg:
         if key not in CONFIGURABLE:
             raise unknown_name("pretrained_cfg entry", key, CONFIGURABLE)
+    for key in ("mean", "std"):
+        if key in spec.pretrained_cfg:
+            _check_channels(key, spec.pretrained_cfg[key])
     if spec.name.startswith(weights.LOCAL_DIR):
         source = _in_folder(weights.existing_folder(spec.name.removeprefix(weights.LOCAL_DIR)))
     elif spec.name.startswith("checkpoint:"):
@@ -114,6 +120,25 @@ def resolve(spec: ModelSpec) -> Source:
         config=config,
         classes_stated=classes is not None,
     )
+
+
+def _check_channels(key: str, value: object) -> None:
+    """Images are RGB everywhere here, whatever a network could take."""
+    least = "above 0" if key == "std" else "finite"
+    numbers = value if isinstance(value, list | tuple) else []
+    fine = [
+        isinstance(number, int | float)
+        and not isinstance(number, bool)
+        and math.isfinite(number)
+        and (key != "std" or number > 0)
+        for number in numbers
+    ]
+    if len(fine) != CHANNELS or not all(fine):
+        raise UserError(
+            f"The pretrained_cfg entry {key}={value} cannot be used.",
+            f"Images have {CHANNELS} channels, and each needs a number, {least}.",
+            f"Write {key}=[R, G, B] with values of images in [0, 1], as in [0.5, 0.5, 0.5].",
+        )
 
 
 def _in_registry(name: str) -> Source:

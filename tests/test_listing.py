@@ -72,6 +72,10 @@ def test_a_recipe_can_be_copied():
 def test_unknown_names_get_near_ones():
     with pytest.raises(UserError, match="fggp"):
         listing.details("fgpg")
+    with pytest.raises(UserError) as caught:
+        listing.details("nosuchthing")
+    names = caught.value.hint.removeprefix("Known: ").rstrip(" .…").split(", ")
+    assert "acdc" in names and len(names) == len(set(names))
     with pytest.raises(UserError, match="paper-linear"):
         listing.config_text("paper-liner", "x")
     with pytest.raises(UserError, match="quickstart"):

@@ -100,7 +100,7 @@ def convert(
     """
     _check_declaration(sparse, dense)
     known = _known(architecture)
-    stored = storage.read(weights.existing_file(str(path)))
+    stored = storage.read(_existing(path))
     name, translated, spec = _fitting(
         path, stored, known, layout, kwargs or {}, pretrained_cfg or {}
     )
@@ -131,6 +131,22 @@ def convert(
         },
     }
     return Imported(loaded, masks, name, counts, facts)
+
+
+def _existing(path: Path) -> Path:
+    endings = (".safetensors", *weights.PICKLES)
+    kinds = f"A checkpoint to import is a file that ends in {', '.join(endings)}."
+    path = path.expanduser()
+    if not path.exists():
+        raise UserError(f"{path} cannot be imported.", "There is no such file.", kinds)
+    if path.is_dir():
+        ours = (path / checkpoint.RECORD).is_file()
+        hint = "It is a checkpoint already: `sparse-transfer inspect` shows it." if ours else kinds
+        raise UserError(f"{path} cannot be imported.", "It is a folder.", hint)
+    if path.suffix not in endings:
+        ending = f"ends in {path.suffix}" if path.suffix else "has no ending"
+        raise UserError(f"{path} cannot be imported.", f"Its name {ending}.", kinds)
+    return path
 
 
 def sparsities(model: nn.Module, masks: Masks) -> dict[str, float]:
@@ -192,6 +208,8 @@ def _fitting(
     }
     if wanted != AUTO and wanted not in known:
         raise unknown_name("layout", wanted, [AUTO, *known])
+    if wanted != AUTO:
+        _refuse_other_networks(wanted, known[wanted], stored, architecture)
     plain = "torchvision" if architecture.startswith(PREFIX) else "timm"
     marked = [name for name, layout in known.items() if layout.marks(stored)]
     order = sorted(marked, key=lambda name: known[name].precedence) + [plain]
@@ -226,6 +244,20 @@ def _fitting(
         f"{len(found)} differences: {found}.",
         "Check --arch and --kwarg; `sparse-transfer ls layouts` lists the layouts.",
     )
+
+
+def _refuse_other_networks(
+    name: str, layout: Layout, stored: storage.Stored, architecture: str
+) -> None:
+    """Plain weights do not become a project's by being called so: it must have that network."""
+    plain = architecture.removeprefix(PREFIX)
+    if layout.networks and not layout.marks(stored) and not plain.startswith(layout.networks):
+        raise UserError(
+            f"The layout {name} does not fit --arch {architecture}.",
+            f"{plugins.summary('layout', name).partition(':')[0]}: its networks are "
+            f"{' and '.join(layout.networks)}, and the file has none of its marks.",
+            "Leave --layout out; `sparse-transfer ls layouts` lists the layouts.",
+        )
 
 
 def _classes(translated: Translated) -> dict[str, int]:

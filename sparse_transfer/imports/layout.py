@@ -25,6 +25,7 @@ IMAGENET_INPUT: Mapping[str, Any] = {
     "crop_pct": 0.875,
     "crop_mode": "center",
 }
+PROJECTS_NETWORKS = ("resnet", "mobilenetv1")  # of the projects around the transfer study
 _DEPTHS = (1, 2, 2, 6, 2)  # blocks per stage of timm's MobileNetV1
 
 
@@ -55,12 +56,15 @@ class Layout:
         config: architecture → entries of timm's pretrained_cfg that the project's checkpoints
             share; what is left out is the architecture's own.
         precedence: of two layouts whose marks are there, the lower one is tried first.
+        networks: how the architectures of the project begin; a file without marks of this layout
+            is refused for others. Empty: any.
     """
 
     marks: Callable[[Stored], bool]
     translate: Callable[[Stored, str], Translated]
     config: Callable[[str], Mapping[str, Any]] = lambda _architecture: {}
     precedence: int = 1
+    networks: tuple[str, ...] = ()
 
 
 def unmarked(_stored: Stored) -> bool:

@@ -304,6 +304,15 @@ def _scale(text: Lines, values: Sequence[float], unit: Unit | None) -> float:
     path = text.path
     above = [place for place, value in enumerate(values) if value > 1]
     if unit == "percent":
+        if values and not above:
+            logger.warning(
+                "%s: every accuracy is at most 1 (line %d: %g) and is read as percent, as --unit "
+                "says: the best is %g %%. If they are shares, leave --unit out",
+                path,
+                text.numbers[0],
+                values[0],
+                max(values),
+            )
         return 100.0
     first = above[0] if above else 0
     if unit == "fraction":

@@ -357,6 +357,46 @@ def test_a_checkpoint_with_a_bad_transform_is_refused(tmp_path):
         imported(foreign.network().state_dict(), tmp_path, pretrained_cfg={"meen": [0, 0, 0]})
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"mean": [1, 2]},
+        {"std": [1, 1, 0]},
+        {"mean": 0.5},
+        {"std": [1, 1, "a"]},
+        {"mean": [True] * 3},
+    ],
+)
+def test_a_transform_has_a_number_for_each_channel(tmp_path, entry):
+    with pytest.raises(UserError, match="cannot be used") as caught:
+        imported(foreign.network().state_dict(), tmp_path, pretrained_cfg=entry)
+    assert "3 channels" in caught.value.why
+
+
+def test_a_layout_is_refused_for_networks_that_its_project_does_not_have(tmp_path):
+    model = torchvision.models.squeezenet1_1(num_classes=5)
+    with pytest.raises(UserError, match="layout acdc does not fit") as caught:
+        imported(model.state_dict(), tmp_path, "squeezenet1_1", layout="acdc")
+    assert "resnet and mobilenetv1" in caught.value.why
+    state, masks = model.state_dict(), foreign.prune(model, 0.5)
+    wrapped = foreign.wrapped(state, masks)  # with its marks the file speaks for itself
+    assert imported(wrapped, tmp_path, "squeezenet1_1", layout="acdc").layout == "acdc"
+    plain = foreign.network().state_dict()
+    assert imported(plain, tmp_path, layout="woodfisher").layout == "woodfisher"
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("nofile", "no such file"), ("", "a folder"), ("foo.log", "ends in .log"), ("w", "no ending")],
+)
+def test_what_is_no_weight_file_is_said(tmp_path, name, why):
+    for made in ("foo.log", "w"):
+        (tmp_path / made).write_text("x")
+    with pytest.raises(UserError, match="cannot be imported") as caught:
+        convert(tmp_path / name, "resnet18")
+    assert why in caught.value.why and ".safetensors" in caught.value.hint
+
+
 def test_safetensors_are_read_too(tmp_path):
     model = foreign.network()
     save_file(model.state_dict(), tmp_path / "w.safetensors")

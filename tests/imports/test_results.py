@@ -132,14 +132,17 @@ def test_mixed_units_are_refused_with_both_lines(tmp_path: Path):
     assert str(path) in caught.value.what
 
 
-def test_a_named_unit_settles_it(tmp_path: Path):
+def test_a_named_unit_settles_it(tmp_path: Path, caplog):
     path = written(tmp_path, ["dtd,Dense,0.0,seed_1,49.23", "dtd,LTH-T,0.95,seed_1,0.9"])
     assert read_results(path, unit="percent")["value"].tolist() == [0.4923, 0.009]
+    assert not caplog.messages
     with pytest.raises(UserError, match="line 2"):
         read_results(path, unit="fraction")
     small = written(tmp_path, ["dtd,Dense,0.0,seed_1,0.9"])
     assert read_results(small)["value"].tolist() == [0.9]
+    assert not caplog.messages
     assert read_results(small, unit="percent")["value"].tolist() == [0.009]
+    assert "at most 1" in caplog.messages[0] and "0.9 %" in caplog.messages[0]
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,11 @@ MobileNetV1 (arXiv 2106.12379, 2111.13445). Exported checkpoints of these projec
 no marks: they are `woodfisher` or `timm`, and their sparsity must be declared.
 """
 
-from sparse_transfer.imports.layout import IMAGENET_INPUT, Layout, as_it_is, ends
+from sparse_transfer.imports.layout import IMAGENET_INPUT, PROJECTS_NETWORKS, Layout, as_it_is, ends
 
 LAYOUT = Layout(
     marks=lambda stored: ends(stored, r"\._layer\.weight") or ends(stored, r"\._weight_mask"),
     translate=as_it_is,
     config=lambda _architecture: IMAGENET_INPUT,
+    networks=PROJECTS_NETWORKS,
 )

@@ -8,7 +8,14 @@ torchvision's names otherwise, MobileNetV1 Distiller's.
 
 from dataclasses import replace
 
-from sparse_transfer.imports.layout import IMAGENET_INPUT, Layout, Translated, as_it_is, ends
+from sparse_transfer.imports.layout import (
+    IMAGENET_INPUT,
+    PROJECTS_NETWORKS,
+    Layout,
+    Translated,
+    as_it_is,
+    ends,
+)
 from sparse_transfer.imports.storage import THRESHOLD, Stored
 
 ALIAS = "str"
@@ -35,4 +42,5 @@ LAYOUT = Layout(
     marks=lambda stored: ends(stored, THRESHOLD) or _has_convolutional_head(stored),
     translate=_translate,
     config=lambda _architecture: IMAGENET_INPUT,
+    networks=PROJECTS_NETWORKS,
 )

@@ -6,11 +6,18 @@ names and no mark: give `--layout woodfisher` to have it on record. WoodFisher's
 checkpoints, with wrapped layers, have the marks of `acdc`, whose code began as WoodFisher's.
 """
 
-from sparse_transfer.imports.layout import IMAGENET_INPUT, Layout, as_it_is, mobilenet_names
+from sparse_transfer.imports.layout import (
+    IMAGENET_INPUT,
+    PROJECTS_NETWORKS,
+    Layout,
+    as_it_is,
+    mobilenet_names,
+)
 
 LAYOUT = Layout(
     marks=lambda stored: stored.has_vector or bool(mobilenet_names(stored.state)),
     translate=as_it_is,
     config=lambda _architecture: IMAGENET_INPUT,
+    networks=PROJECTS_NETWORKS,
     precedence=2,  # a MobileNetV1 with thresholds or wrapped layers is of the other projects
 )
