@@ -131,6 +131,7 @@ def _look_at_classes(root: Path) -> Iterator[str]:
             else "Put all images of a class into one folder: CLASS/*.jpg.",
         )
     if not full:
+        _refuse_deeper(root)
         suffixes = Counter(path.suffix.lower() for path in root.rglob("*") if path.is_file())
         held = ", ".join(f"{count} {suffix or 'without ending'}" for suffix, count in
                          suffixes.most_common(4))  # fmt: skip
@@ -142,6 +143,27 @@ def _look_at_classes(root: Path) -> Iterator[str]:
     if empty := [child.name for child in classes if child not in full]:
         yield f"Left out: {_count(len(empty), 'folder')} without images ({_shown(empty)})."
     yield from _look_at_files(root, full)
+
+
+def _refuse_deeper(root: Path) -> None:
+    """Say where the images are, if there are any further down."""
+    holders = Counter(
+        path.parent
+        for path in sorted(root.rglob("*"))
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    )
+    if not holders:
+        return
+    above = {folder.parent for folder in holders}
+    if all(part_name(folder.name) for folder in above):  # train/ and test/ of a folder
+        above = {folder.parent for folder in above}
+    first = min(holders)
+    raise UserError(
+        f"{root} has no images in its class folders.",
+        f"They lie deeper: {first} holds {_count(holders[first], 'image')}"
+        + (f", and {_count(len(holders) - 1, 'folder')} more." if len(holders) > 1 else "."),
+        f"Did you mean {above.pop()}?" if len(above) == 1 and len(holders) > 1 else LAYOUT,
+    )
 
 
 def _look_at_files(root: Path, classes: list[Path]) -> Iterator[str]:
@@ -207,17 +229,21 @@ def _check_counts(listing: Listing, split: dict[str, Any], folder: Path) -> None
     else:
         held_out = "validation" not in split
         needs = {split["test"]: 1, "train": 4 if held_out else 1}
+    short = {}
     for part, least in needs.items():
         counts = np.bincount(listing.parts[part].labels, minlength=len(names))
         few = [f"{names[i]} has {counts[i]}" for i in np.flatnonzero(counts < least)]
         if few:
-            where = "" if "stratified" in split else f" in its {part} part"
-            raise UserError(
-                f"{folder} has too few images{where}.",
-                f"A class needs {least}; {_shown(few)}.",
-                "Add images to these classes, or remove their folders. Fifty of a class, or more, "
-                "make an answer that says something.",
-            )
+            short[part] = f"A class needs {least}; {_shown(few)}."
+    if short:
+        where = "" if "stratified" in split else f" in its {' part and its '.join(short)} part"
+        several = len(short) > 1
+        raise UserError(
+            f"{folder} has too few images{where}.",
+            " ".join(f"{part}: {text}" if several else text for part, text in short.items()),
+            "Add images to these classes, or remove their folders. Fifty of a class, or more, "
+            "make an answer that says something.",
+        )
 
 
 def _digest(listing: Listing) -> tuple[str, int]:

@@ -113,6 +113,19 @@ def test_rubbish_beside_the_classes_is_left_out_and_said(tmp_path: Path):
             ["train part", "dog has 2"],
         ),
         (
+            {"train/cat": 9, "train/dog": 9, "test/cat": 3, "test/cow": 3},
+            ["test part and its train part", "test: A class needs 1; dog has 0.", "cow has 0"],
+        ),
+        (
+            {"x/y/z/cat": 10, "x/y/z/dog": 10},
+            ["lie deeper", "x/y/z/cat holds 10 images, and 1 folder more", "/a/x/y/z?"],
+        ),
+        (
+            {f"x/y/{part}/{name}": 6 for part in ("train", "test") for name in ("cat", "dog")},
+            ["3 folders more", "Did you mean", "/a/x/y?"],
+        ),
+        ({"x/y/z/cat": 10, "u/y/z/dog": 10}, ["lie deeper", "a folder for each class"]),
+        (
             {"test/cat": 9, "test/dog": 9, "val/cat": 9, "val/dog": 9},
             ["parts that cannot be told apart"],
         ),
