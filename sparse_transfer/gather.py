@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_transfer import record
-from sparse_transfer.errors import UserError
+from sparse_transfer.errors import UserError, unknown_name
 from sparse_transfer.store import Store, read_json, write_json
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def collect(store: Store, name: str | None) -> record.Results:
     if name is not None and name in sets.names(store.root):
         refuse_clash(store, name, is_recorded=_experiment(store, name).is_file())
         return _imported(store, name)
+    _refuse_unknown(store, name)
     results = record.collect(store, name)
     noted = store.root / "beside" / f"{results.facts['experiment']}.json"
     return _beside(store, results, read_json(noted)) if noted.is_file() else results
@@ -49,6 +50,25 @@ def refuse_clash(store: Store, name: str, *, is_recorded: bool = True) -> None:
             f"Import the files under another --name and remove {store.root / 'imported' / name}, "
             "or give the experiment another `name`.",
         )
+
+
+def _refuse_unknown(store: Store, name: str | None) -> None:
+    """Where there are imported sets, an unknown name may have meant one: they are listed, too."""
+    from sparse_transfer.imports import sets
+
+    experiments = [path.stem for path in (store.root / "experiments").glob("*.json")]
+    imported = sets.names(store.root)
+    if not imported or (name is None and experiments):
+        return
+    if name is None:
+        raise UserError(
+            f"There is no experiment in {store.root}.",
+            f"Imported sets: {', '.join(imported)}.",
+            f"Name one: `sparse-transfer report {imported[0]}`.",
+        )
+    if name.removesuffix(".yaml") not in experiments and Path(name).stem not in experiments:
+        error = unknown_name("experiment or imported set", name, [*experiments, *imported])
+        raise UserError(error.what, f"Imported sets: {', '.join(imported)}.", error.hint)
 
 
 def put_beside(store: Store, experiment: str, imported: str, absent: Mapping[str, str]) -> None:

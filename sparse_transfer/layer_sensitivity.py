@@ -101,8 +101,8 @@ class Sensitivity:
         )
         if not worst:
             return f"No layer matters by itself: none of them costs an image ({meaning})."
-        verb = "matters" if len(worst) == 1 else "matter"
-        return f"What {verb} most: {', '.join(worst)} ({meaning})."
+        subject = "Layer that matters" if len(worst) == 1 else "Layers that matter"
+        return f"{subject} most: {', '.join(worst)} ({meaning})."
 
     def accuracy_changes(self) -> dict[str, dict[float, float]]:
         """Change of accuracy by layer and level."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sparse_transfer import config, data, single
 from sparse_transfer.errors import UserError, unknown_name
@@ -63,7 +64,8 @@ def request(
     """
     frame, _ = sets.load(store.root, imported)
     kept, _ = coverage.complete(frame)
-    model = architecture or str(single.checkpoint_facts(checkpoint)["model"]).partition(".")[0]
+    facts = single.checkpoint_facts(checkpoint)
+    model = architecture or str(facts["model"]).partition(".")[0]
     theirs = kept[kept["model"] == model]
     if theirs.empty:
         known = ", ".join(sorted(kept["model"].unique())) or "nothing complete"
@@ -84,13 +86,18 @@ def request(
         crop=None,
         seeds=seeds,
         overrides=[
-            f"title={json.dumps(f'{checkpoint} beside {imported}')}",
+            f"title={json.dumps(_title(facts, imported))}",
             *(f"transfer.preprocess.{field}" for field in PAPER_IMAGES),
             *overrides,
         ],
     )
     name = f"{made.name.replace('transfer-', 'compare-', 1)}-with-{imported}"
     return Request(_labelled(made, model).model_copy(update={"name": name}), absent)
+
+
+def _title(facts: Mapping[str, Any], imported: str) -> str:
+    sparsity = f"{100 * facts['measured_sparsity']:.4g} % zeros"
+    return f"{facts['model']}, {facts['method']}, {sparsity}, beside {imported}"
 
 
 def _tasks(

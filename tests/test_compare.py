@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -104,6 +105,11 @@ def test_dense_models_that_disagree_stand_side_by_side(here: Path, capsys):
     assert "protocol drift" in page and "declared, not verified" in page
     summaries = {path.name: pd.read_csv(path) for path in made.glob("summary-*.csv")}
     methods = [set(table["method"]) - {"dense"} for table in summaries.values()]
+    text = (made / "summary.md").read_text(encoding="utf-8")
+    titles = re.findall("^## (.*Linear probe.*)$", text, re.MULTILINE)
+    assert len(titles) == len(set(titles)) > 1, titles
+    assert str(here) not in re.findall("^# (.*)$", text, re.MULTILINE)[0]
+    assert "magnitude" in text.splitlines()[0] and "beside theirs" in text.splitlines()[0]
     assert {"magnitude"} in methods
     assert {"STR (imported)", "magnitude (imported)"} in methods
 
@@ -188,3 +194,14 @@ def test_the_request_is_the_papers_protocol(here: Path):
     assert arm.upstream.models[0].title == "test_resnet" and arm.prune.dense
     assert asked.experiment.title == "Mine" and asked.experiment.name.startswith("compare-")
     assert asked.experiment.name.endswith("-with-near")
+
+
+def test_an_unknown_report_lists_the_imported_sets(here: Path, tmp_path, capsys):
+    published(here, {task: 0.9 for task in TASKS}, "listed")
+    runs = here / "runs"
+    assert call("report", "nosuch", "--runs", str(runs)) == 2
+    assert "Imported sets:" in (printed := capsys.readouterr().err) and "listed" in printed
+    (tmp_path / "new" / "imported").mkdir(parents=True)
+    (runs / "imported" / "listed").rename(tmp_path / "new" / "imported" / "listed")
+    assert call("report", "--runs", str(tmp_path / "new")) == 2
+    assert "sparse-transfer report listed" in capsys.readouterr().err

@@ -137,9 +137,10 @@ def made(**changes: float) -> ls.Sensitivity:
 
 def test_the_sentence_names_three_and_says_what_matter_means():
     text = made(a=-0.01, b=-0.3, c=0.02, d=-0.2, e=-0.1).sentence()
-    assert text.startswith("What matter most: b (-30.0 points), d (-20.0 points), e (-10.0 points)")
+    assert text.startswith("Layers that matter most: b (-30.0 points), d (-20.0 points), ")
+    assert "e (-10.0 points) (accuracy lost" in text
     assert "80, 90 and 95 %, averaged" in text and "0.50 points" in text
-    assert made(a=-0.1, b=0.0).sentence().startswith("What matters most: a (-10.0 points) (")
+    assert made(a=-0.1, b=0.0).sentence().startswith("Layer that matters most: a (-10.0 points)")
     assert made(a=0.0, b=0.0).sentence().startswith("No layer matters by itself")
 
 

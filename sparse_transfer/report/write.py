@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,7 @@ def build(
     sections = [made for section in ALL if (made := section(material))]
     sections = [imported.marked(section, known["imported"]) for section in sections]
     summary = [
-        table
+        replace(table, title=f"{part.title}: {table.title}") if part.title else table
         for section in sections
         if section.name == ("answer" if known["answer"] else "summary")
         for part in section.parts
