@@ -66,7 +66,8 @@ def try_(
         typer.Option(help="pretrained_cfg override name=value, e.g. mean=[.5,.5,.5]."),
     ] = None,
     image_size: Annotated[
-        int | None, typer.Option(help="Pixels; default: the variant's, at most the model's own.")
+        int | None,
+        typer.Option(min=8, help="Pixels; default: the variant's, at most the model's own."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of new heads and data order.")] = 0,
     sets: Sets = None,

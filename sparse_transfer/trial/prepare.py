@@ -85,7 +85,8 @@ def request(
     ref = config.TaskRef(name=found.task, validation=found.validation)
     task = data.open_task(ref, data_root=data_root, cache=cache)
     source = resolve(model)
-    own = image_size or (source.config | source.overrides)["input_size"][-1]
+    natural = (source.config | source.overrides)["input_size"][-1]
+    own = image_size if image_size is not None else natural
     # weights that cannot be had are said now, not after the first minutes
     models.build(model, num_classes=None, image_size=own, seed=seed)
     return experiment.Request(

@@ -131,6 +131,8 @@ def test_a_budget_is_kept_to_and_remembered(
         ((*MODEL, "--budget", "soon"), "cannot be read"),
         ((*MODEL, "--variant", "fast"), "There is no variant named 'fast'"),
         (("resnet20_cifar", "--weights", "random", "--smaller", "resnet19"), "resnet"),
+        ((*MODEL, "--image-size", "0"), "Invalid value for '--image-size'"),
+        ((*MODEL, "--image-size", "-5"), "Invalid value for '--image-size'"),
     ],
 )
 def test_what_cannot_be_done_is_said(
