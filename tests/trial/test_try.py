@@ -100,26 +100,51 @@ def test_no_is_an_answer(colours: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert not (tmp_path / "prune").exists()
 
 
-def test_a_budget_is_kept_to_and_remembered(
-    colours: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
-):
+def without_variant(colours: Path, runs: Path) -> tuple[str, ...]:
     asked = [option for option in SHORT if option not in ("--variant", "quick")]
-    arguments = ("try", *MODEL, str(colours), *asked, "--plan", "--runs", str(tmp_path))
+    return ("try", *MODEL, str(colours), *asked, "--runs", str(runs))
+
+
+def run_seconds(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """A machine on which every run takes so long."""
+    monkeypatch.setattr(
+        "sparse_transfer.estimate.estimate",
+        lambda made, *more: (dict.fromkeys((run.id for run in made.runs), seconds), {}),
+    )
+
+
+def marked(printed: str) -> str:
+    return next(line.split()[0] for line in printed.splitlines() if "this one" in line)
+
+
+def test_a_budget_is_kept_to(colours: Path, tmp_path: Path, capsys):
+    arguments = (*without_variant(colours, tmp_path), "--plan")
     assert call(*arguments, "--budget", "1s") == 2
     said = capsys.readouterr().err
     assert "Nothing fits a budget of 1 s" in said and "quick, takes about" in said
     assert call(*arguments, "--budget", "20h") == 0
-    first = capsys.readouterr().out
-    # the machine is a thousand times slower now, and the choice is still the same
-    monkeypatch.setattr(
-        "sparse_transfer.estimate.estimate",
-        lambda made, *more: (dict.fromkeys((r.id for r in made.runs), 1e6), {}),
-    )
-    assert call(*arguments, "--budget", "20h") == 0
-    marked = [line.split()[0] for line in first.splitlines() if "this one" in line]
-    assert [
-        line.split()[0] for line in capsys.readouterr().out.splitlines() if "this one" in line
-    ] == marked
+    assert marked(capsys.readouterr().out) == "full"
+
+
+def test_a_run_remembers_what_its_budget_chose_and_a_plan_does_not(
+    colours: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tryout, "run_plan", lambda *given: 0)
+    arguments = (*without_variant(colours, tmp_path), "--budget", "20h")
+    run_seconds(monkeypatch, 1.0)
+    assert call(*arguments, "--plan") == 0
+    assert call(*arguments) == 2  # no --yes, so not agreed to
+    assert not list(tmp_path.glob("try/*.json"))
+    assert call(*arguments, "--yes") == 0
+    printed = capsys.readouterr().out
+    assert marked(printed) == "full" and "budget" not in printed
+    # the machine is slower now: what was begun is gone on with, and the excess is said
+    run_seconds(monkeypatch, 7200.0)
+    assert call(*arguments, "--plan") == 0
+    printed = capsys.readouterr().out
+    assert marked(printed) == "full"
+    assert "`full` was begun under this budget of 20 h 00 min" in printed
+    assert "takes more now, about 34 h 00 min" in printed
 
 
 @pytest.mark.parametrize(
