@@ -81,11 +81,13 @@ def test_a_run_ends_in_sentences_and_is_not_done_twice(
     again = {p: p.stat().st_mtime_ns for p in runs.glob("*/*/result.json")}
     assert {p for p in again if again[p] != results[p]} == {lost}
     # the row with the given mask kept it through its training
-    manifests = {p.parent: json.loads((p.parent / "manifest.json").read_text()) for p in again}
-    for manifest in manifests.values():
-        if manifest["subject"]["method"] == "one-shot, then fine-tuned" and "mask_hash" in manifest:
-            parent = runs / "prune" / manifest["parents"]["model"]["id"]
-            assert manifest["mask_hash"] == manifests[parent]["mask_hash"]
+    manifests = [json.loads(p.read_text()) for p in runs.glob("prune/*/manifest.json")]
+    tuned = [m for m in manifests if m["subject"]["method"] == "one-shot, then fine-tuned"]
+    assert len(tuned) == 1
+    parent = tuned[0]["parents"]["model"]["id"]
+    before = json.loads((runs / "prune" / parent / "manifest.json").read_text())
+    assert before["subject"]["method"] == "magnitude"
+    assert tuned[0]["mask_hash"] == before["mask_hash"] is not None
 
 
 def test_without_a_terminal_it_asks_for_yes(colours: Path, tmp_path: Path, capsys):
