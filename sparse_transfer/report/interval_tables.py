@@ -7,15 +7,19 @@ tasks of this kind; Student's t and the bootstrap BCa), and over tasks and seeds
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from sparse_transfer.report.cells import Column, Table, records, with_values
-from sparse_transfer.report.tables import CELL, Group
-from sparse_transfer.statistics import GROUP, Comparison, bca_interval, hierarchical_bootstrap
+from sparse_transfer.report.tables import Group
+from sparse_transfer.statistics import (
+    GROUP,
+    Comparison,
+    bca_interval,
+    cells,
+    hierarchical_bootstrap,
+)
 
 RESAMPLES = 1000
 MOST_ROWS = 100  # of one table; the bootstraps take some hundredths of a second each
@@ -32,7 +36,6 @@ COLUMNS = (
     Column("n_tasks", "tasks", "count"),
     Column("n_seeds", "upstream seeds", "count"),
 )
-ERRORS = [*GROUP, *CELL]
 
 
 def table(
@@ -56,11 +59,11 @@ def table(
     if rows.empty:
         return None
     made = []
-    errors = _errors(frame, groups) if len(rows) <= MOST_ROWS else {}
+    paired = _paired_groups(frame, groups) if len(rows) <= MOST_ROWS else {}
     for row in records(rows):
         shown = {**row, **_own_limits(row)}
         if len(rows) <= MOST_ROWS:
-            shown |= _bootstrapped(row, errors)
+            shown |= _bootstrapped(row, paired[tuple(row[name] for name in GROUP)])
         made.append(shown)
     whole = pd.DataFrame(made).sort_values(["sparsity", "method"], kind="stable")
     notes = [
@@ -82,45 +85,29 @@ def _own_limits(row: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _errors(
-    frame: pd.DataFrame, groups: list[Group]
-) -> dict[tuple[Any, ...], dict[Any, NDArray[np.float64]]]:
-    """Errors by cell and task, (upstream seeds, transfer seeds) flattened to one seed axis."""
-    own = frame[frame["arm"].eq(groups[0].arm) & frame["model"].eq(groups[0].model)]
-    own = own[own["mode"].ne("upstream")]
-    has_seeds = own["upstream_seed"].nunique() > 1
-    seed = "upstream_seed" if has_seeds else "transfer_seed"
-    values = own.groupby([*ERRORS, "task", "split_hash", seed], dropna=False)["value"].mean()
-    found: dict[tuple[Any, ...], dict[Any, NDArray[np.float64]]] = {}
-    by_task = (1 - values).groupby([*ERRORS, "task", "split_hash"], dropna=False)
-    for key, part in by_task:
-        cell, task = cast("tuple[Any, ...]", key)[: len(ERRORS)], key[len(ERRORS) :]
-        found.setdefault(cell, {})[task] = part.to_numpy()
-    return found
+def _paired_groups(frame: pd.DataFrame, groups: list[Group]) -> dict[tuple[Any, ...], cells.Group]:
+    """The results by group, as the comparison pairs them."""
+    table = cells.checked(frame)
+    own = pd.concat([group.of(table) for group in groups if group.mode != "upstream"])
+    return {tuple(group.key.values()): group for group in cells.groups(own)}
 
 
-def _bootstrapped(
-    row: dict[str, Any],
-    errors: dict[tuple[Any, ...], dict[Any, NDArray[np.float64]]],
-) -> dict[str, float]:
-    cell = tuple(row[name] for name in ERRORS)
-    sparse = errors[cell]
-    dense = next(
-        (
-            found
-            for key, found in errors.items()
-            if key[: len(GROUP)] == cell[: len(GROUP)] and str(key[len(GROUP)]).lower() == "dense"
-        ),
-        {},
-    )
-    shared = [task for task in sparse if task in dense and dense[task].mean() > 0]
-    if len(shared) < 2 or len(shared) != row["n_tasks"]:
+def _bootstrapped(row: dict[str, Any], group: cells.Group) -> dict[str, float]:
+    """Intervals over the tasks and seeds that the mean of ratios of this row is about."""
+    cell = (row["method"], row["sparsity"])
+    (paired,) = group.paired([cell])
+    kept = [i for i, mean in enumerate(paired.dense.mean(axis=1)) if mean > 0]
+    if len(kept) < 2:
         return {}
-    ours, theirs = [sparse[task] for task in shared], [dense[task] for task in shared]
-    ratios = [float(s.mean() / d.mean() - 1) for s, d in zip(ours, theirs, strict=True)]
-    bca = bca_interval(ratios, resamples=RESAMPLES)
-    crossed = row["n_seeds"] > 1 and len({len(values) for values in [*ours, *theirs]}) == 1
-    both = hierarchical_bootstrap(theirs, ours, crossed=crossed, resamples=RESAMPLES)
+    bca = bca_interval(paired.by_task()[kept], resamples=RESAMPLES)
+    crossed = len(paired.seeds) > 1
+    dense, sparse = list(paired.dense[kept]), list(paired.sparse[kept])
+    if not crossed and group.dense is not None:
+        dense, sparse = (
+            [group.by_transfer_seed(one, paired.tasks[i], paired.seeds[0]) for i in kept]
+            for one in (group.dense, cell)
+        )
+    both = hierarchical_bootstrap(dense, sparse, crossed=crossed, resamples=RESAMPLES)
     return {
         "bca": bca.estimate,
         "bca_low": bca.low,

@@ -12,7 +12,7 @@ import pytest
 from sparse_transfer.report import colours, hours, layers
 from sparse_transfer.report.fronts import equal_cost, judged
 from sparse_transfer.report.write import build
-from sparse_transfer.statistics import bca_interval
+from sparse_transfer.statistics import bca_interval, hierarchical_bootstrap
 
 EMPTY = pd.DataFrame()
 FOLLOWING = {"ranks", "difficulty", "modes", "bought", "cost", "correlation", "inside"}
@@ -231,6 +231,38 @@ def test_every_interval_is_there_on_demand(study, report):
     assert (row["bca_low"], row["bca_high"]) == pytest.approx(expected[1:], rel=0.1)
     assert row["both_low"] < row["mor"] < row["both_high"]
     assert row["examples_low"] < row["mor"] < row["examples_high"]
+
+
+def test_every_interval_is_about_the_same_mean_where_seeds_are_unequal(make_study):
+    study = make_study(modes=("full",))
+    frame = study.frame
+    only_dense = (frame["method"] != "dense") & (frame["upstream_seed"] == 2)
+    far = (frame["method"] == "dense") & (frame["upstream_seed"] == 2)
+    frame.loc[far, "value"] = (1 + frame.loc[far, "value"]) / 2  # half the errors
+    found = table(build(frame[~only_dense], EMPTY, study.facts, None), "intervals-main").frame
+    assert len(found) == 6 and set(found["n_seeds"]) == {2}
+    for name in ("bca", "both"):
+        assert found[name].to_numpy() == pytest.approx(found["mor"].to_numpy()), name
+        assert (found[f"{name}_low"] < found["mor"]).all()
+
+
+def test_with_one_upstream_seed_transfer_seeds_are_drawn(make_study):
+    study = make_study(modes=("full",), seeds=(0, 1, 2))
+    transfer = study.frame["mode"] != "upstream"
+    frame = study.frame[transfer | study.frame["upstream_seed"].eq(0)].copy()
+    frame.loc[transfer, "transfer_seed"] = frame.loc[transfer, "upstream_seed"]
+    frame["upstream_seed"] = 0
+    found = table(build(frame, EMPTY, study.facts, None), "intervals-main").frame
+    assert set(found["n_seeds"]) == {1}
+    assert found["both"].to_numpy() == pytest.approx(found["mor"].to_numpy())
+    row = found.query("method == 'gmp' and sparsity == 0.95").iloc[0]
+    own = frame[frame["mode"] == "full"]
+    errors = [
+        [1 - part["value"].to_numpy() for _, part in own.query(cell).groupby("task")]
+        for cell in ("method == 'dense'", "method == 'gmp' and sparsity == 0.95")
+    ]
+    expected = hierarchical_bootstrap(*errors, crossed=False, resamples=1000)
+    assert (row["both_low"], row["both_high"]) == pytest.approx(expected[1:])
 
 
 def test_a_method_keeps_its_colour_however_it_is_spelt():
