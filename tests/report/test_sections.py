@@ -9,8 +9,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from sparse_transfer import plan
 from sparse_transfer.report import colours, hours, layers
 from sparse_transfer.report.fronts import equal_cost, judged
+from sparse_transfer.report.sections import cost
 from sparse_transfer.report.write import build
 from sparse_transfer.statistics import bca_interval, hierarchical_bootstrap
 
@@ -178,6 +180,21 @@ def test_hours_and_break_even_by_hand():
     assert found.loc["a", "break_even"] == 10
     assert found.loc["a", "pays_back"] == "after 10 tasks"
     assert hours.total(COSTS)["tune"] == 50
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "few_shot"])
+def test_scoring_and_few_shots_are_no_transfer_that_pays_back(stage):
+    rows = [row for row in COSTS if row["stage"] == "prune"]
+    rows += [row | {"stage": stage} for row in COSTS if row["stage"] == "full"]
+    found = hours.by_cell(rows)
+    assert set(found["stage"]) == {""} and len(found) == 2
+    assert "break_even" not in found
+    assert hours.total(rows)[stage] == 30 + 32 + 40 + 50 + 20 + 22 + 29 + 41 + 900
+
+
+def test_every_stage_has_a_title_in_the_cost_section():
+    assert set(cost.NAMES) == set(plan.STAGES)
+    assert set(hours.STAGES) == set(plan.STAGES) - set(hours.NOT_PER_TASK)
 
 
 def test_the_cost_section_says_where_nothing_is_saved(report):

@@ -24,8 +24,11 @@ COLUMNS = (
 )
 NAMES = {
     "prune": "upstream",
+    "evaluate": "scoring on further test sets",
     "tune": "search of learning rates",
     "linear": "linear probes",
+    "few_shot": "few-shot curves",
+    "online": "linear with the backbone recomputed",
     "full": "full fine-tuning",
     "bench": "measuring latency",
 }
