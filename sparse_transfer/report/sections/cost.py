@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sparse_transfer.report import hours
-from sparse_transfer.report.cells import Column, Table, duration, slug, with_values
+from sparse_transfer.report.cells import Column, Table, duration, with_values
 from sparse_transfer.report.html import Part, Section
 from sparse_transfer.report.material import Material
+from sparse_transfer.store import slug
 
 COLUMNS = (
     Column("stage_title", "transfer", choice=True),

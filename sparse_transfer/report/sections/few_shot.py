@@ -8,10 +8,11 @@ import pandas as pd
 
 from sparse_transfer.report import figures as draw
 from sparse_transfer.report.canvas import Drawing, percent
-from sparse_transfer.report.cells import Column, Table, records, slug, with_values
+from sparse_transfer.report.cells import Column, Table, records, with_values
 from sparse_transfer.report.html import Part, Section
-from sparse_transfer.report.material import Material, Place
+from sparse_transfer.report.material import Material, Place, is_at
 from sparse_transfer.statistics import few_shot_areas, few_shot_curves
+from sparse_transfer.store import slug
 
 CURVES = (
     Column("shots", "images per class", "count", choice=True),
@@ -42,15 +43,11 @@ def section(material: Material) -> Section | None:
     places = list(dict.fromkeys(zip(curves["arm"], curves["model"], strict=True)))
     parts = []
     for place in places:
-        own = [frame[_is_at(frame, place)] for frame in (curves, areas) if len(frame)]
+        own = [frame[is_at(frame, place)] for frame in (curves, areas) if len(frame)]
         title = " · ".join(place) if len(places) > 1 else ""
         drawings = tuple(_drawings(material, place, own[0]))
         parts.append(Part(title, drawings, tuple(_tables(material, place, own))))
     return Section.of("few-shot", "With few images", _sentence(curves), parts)
-
-
-def _is_at(frame: pd.DataFrame, place: Place) -> pd.Series:
-    return (frame["arm"] == place[0]) & (frame["model"] == place[1])
 
 
 def _drawings(material: Material, place: Place, curves: pd.DataFrame) -> Iterator[Drawing]:
@@ -89,7 +86,7 @@ def _tables(material: Material, place: Place, own: list[pd.DataFrame]) -> Iterat
         curves.sort_values(["shots", "sparsity", "method"], kind="stable"),
         with_values(curves, CURVES),
         brackets if "accuracy_low" in curves else "",
-        tuple(_notes(material.few_shot[_is_at(material.few_shot, place)])),
+        tuple(_notes(material.few_shot[is_at(material.few_shot, place)])),
         held,
     )
 
