@@ -12,6 +12,7 @@ from sparse_transfer.report.cells import Column, Table, records, with_values
 from sparse_transfer.report.html import Part, Section
 from sparse_transfer.report.material import Material, Place, is_at
 from sparse_transfer.statistics import few_shot_areas, few_shot_curves
+from sparse_transfer.statistics.few_shot import shared_shots
 from sparse_transfer.store import slug
 
 CURVES = (
@@ -35,9 +36,9 @@ AREAS = (
 
 def section(material: Material) -> Section | None:
     """A figure per sparsity, the area under the curve, and every point."""
-    if material.few_shot.empty:
+    if material.few_shot.empty or (curves := few_shot_curves(material.few_shot)).empty:
         return None
-    curves, areas = few_shot_curves(material.few_shot), few_shot_areas(material.few_shot)
+    areas = few_shot_areas(material.few_shot)
     if material.is_demo:
         curves, areas = (frame.filter(regex="^(?!.*_(low|high)$)") for frame in (curves, areas))
     places = list(dict.fromkeys(zip(curves["arm"], curves["model"], strict=True)))
@@ -102,6 +103,12 @@ def _notes(rows: pd.DataFrame) -> Iterator[str]:
                 f"{task}: {classes} fewer than {shots} training images and gave all of them: "
                 f"{shown}."
             )
+    cut = sorted(set(rows["shots"]) - set(shared_shots(rows)))
+    if cut:
+        words = ", ".join(str(k) for k in cut)
+        yield (
+            f"Not every task has {words} training images of a class: means over tasks end before."
+        )
     for task, part in rows.groupby("task"):
         missing = part["left_out"].iloc[0]
         if missing:
@@ -114,16 +121,19 @@ def _sentence(curves: pd.DataFrame) -> str:
     known = curves[curves["increase"].notna()]
     if known.empty:
         return "A logistic regression on frozen features of a few images of every class."
+    place = (known["arm"].iloc[0], known["model"].iloc[0])
+    named = "" if is_at(known, place).all() else f" ({' · '.join(place)})"
+    known = known[is_at(known, place)]
     level = known["sparsity"].max()
     own = known[known["sparsity"] == level]
     first, last = int(own["shots"].min()), int(own["shots"].max())
     parts = []
-    for method, rows in own[own["arm"] == own["arm"].iloc[0]].groupby("method"):
+    for method, rows in own.groupby("method"):
         by_shots = {row["shots"]: 100 * row["increase"] for row in records(rows)}
         if first in by_shots and last in by_shots:
             span = f"{by_shots[first]:+.1f} % and {by_shots[last]:+.1f} %".replace("-", "−")
             parts.append(f"{method} {span}")
     return (
         f"Relative error increase with {first} and with {last} training images per class, at "
-        f"{percent(level)} sparsity: {'; '.join(parts)}."
+        f"{percent(level)} sparsity: {'; '.join(parts)}{named}."
     )
