@@ -12,13 +12,16 @@ from typing import Any
 import pandas as pd
 
 from sparse_transfer.report.cells import Column, Table, records, with_values
-from sparse_transfer.report.tables import Group
+from sparse_transfer.report.tables import CELL, Group
 from sparse_transfer.statistics import (
     GROUP,
     Comparison,
     bca_interval,
     cells,
     hierarchical_bootstrap,
+    pooled_sd,
+    seed_noise,
+    seed_noise_of_mean,
 )
 
 RESAMPLES = 1000
@@ -33,6 +36,7 @@ COLUMNS = (
     Column("tasks", "over tasks", "change", "Student's t"),
     Column("bca", "over tasks, BCa", "change", "bootstrap, bias-corrected and accelerated"),
     Column("both", "over tasks and seeds", "change", "hierarchical bootstrap"),
+    Column("noise", "seed noise, points", "percent", "standard error from transfer seeds alone"),
     Column("n_tasks", "tasks", "count"),
     Column("n_seeds", "upstream seeds", "count"),
 )
@@ -60,8 +64,9 @@ def table(
         return None
     made = []
     paired = _paired_groups(frame, groups) if len(rows) <= MOST_ROWS else {}
+    noise, spreads = _seed_noise(frame, groups)
     for row in records(rows):
-        shown = {**row, **_own_limits(row)}
+        shown = {**row, **_own_limits(row), **_noise_of(row, noise)}
         if len(rows) <= MOST_ROWS:
             shown |= _bootstrapped(row, paired[tuple(row[name] for name in GROUP)])
         made.append(shown)
@@ -72,6 +77,11 @@ def table(
     ]
     if len(rows) > MOST_ROWS:
         notes = [f"Bootstraps over tasks are left out of tables of more than {MOST_ROWS} rows."]
+    if spreads:
+        notes.append(
+            "Transfer seeds alone move the accuracy of one checkpoint on one task (pooled standard "
+            f"deviation): {'; '.join(spreads)}."
+        )
     columns = with_values(whole, COLUMNS)
     title = "Every interval of these means"
     return Table(f"intervals-{name}", title, whole, columns, "", tuple(notes), held_fixed, True)
@@ -83,6 +93,34 @@ def _own_limits(row: dict[str, Any]) -> dict[str, float]:
         name: row["mor"] if row[f"{name}_low"] == row[f"{name}_low"] else float("nan")
         for name in ("seeds", "examples", "tasks")
     }
+
+
+def _seed_noise(frame: pd.DataFrame, groups: list[Group]) -> tuple[pd.DataFrame, list[str]]:
+    """What transfer seeds add to each mean, and their spread by group in words.
+
+    Only where a cell has one upstream seed: elsewhere it is part of the spread over those.
+    """
+    tables, spreads = [], []
+    table = cells.checked(frame)
+    for group in groups:
+        own = group.of(table)
+        if group.mode == "upstream" or own["upstream_seed"].nunique() != 1:
+            continue
+        by_task = seed_noise(own)
+        spread = pooled_sd(by_task["sd"], by_task["n"])
+        if spread == spread:
+            spreads.append(f"{group.title}: {100 * spread:.2f} points")
+            tables.append(seed_noise_of_mean(own))
+    return pd.concat(tables) if tables else pd.DataFrame(), spreads
+
+
+def _noise_of(row: dict[str, Any], noise: pd.DataFrame) -> dict[str, float]:
+    """The noise of a row's mean, dense runs included; empty where it has other tasks."""
+    if noise.empty:
+        return {}
+    key = [*GROUP, *CELL, "n_tasks"]
+    own = noise[(noise[key] == [row[name] for name in key]).all(axis=1)]
+    return {"noise": float(own["error_with_dense"].iloc[0])} if len(own) else {}
 
 
 def _paired_groups(frame: pd.DataFrame, groups: list[Group]) -> dict[tuple[Any, ...], cells.Group]:

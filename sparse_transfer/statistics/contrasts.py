@@ -216,6 +216,7 @@ def seed_noise_of_mean(frame: pd.DataFrame) -> pd.DataFrame:
     key = [*GROUP, *TASK]
     dense = noise[is_dense(noise)].set_index(key)[["error", "variance"]].add_prefix("dense_")
     sparse = noise[~is_dense(noise)].merge(dense.reset_index(), on=key)
+    sparse = sparse[sparse["dense_error"] > 0].copy()  # a task without dense errors has no ratio
     sparse["own"] = sparse["variance"] / sparse["dense_error"] ** 2
     ratio = sparse["error"] / sparse["dense_error"]
     sparse["both"] = (

@@ -280,6 +280,23 @@ def test_with_one_upstream_seed_transfer_seeds_are_drawn(make_study):
     ]
     expected = hierarchical_bootstrap(*errors, crossed=False, resamples=1000)
     assert (row["both_low"], row["both_high"]) == pytest.approx(expected[1:])
+    # first order: sd² / 3 of each model over its error, on the scale of the ratio
+    terms = []
+    for dense, sparse in zip(*errors, strict=True):
+        ratio = sparse.mean() / dense.mean()
+        parts = [errs.var(ddof=1) / 3 / errs.mean() ** 2 for errs in (dense, sparse)]
+        terms.append(ratio**2 * sum(parts))
+    assert row["noise"] == pytest.approx(math.sqrt(sum(terms)) / len(terms))
+    sds = own.groupby(["method", "sparsity", "task"])["value"].std()
+    pooled = 100 * math.sqrt((sds**2).mean())
+    notes = " ".join(table(build(frame, EMPTY, study.facts, None), "intervals-main").notes)
+    assert f"Full fine-tuning: {pooled:.2f} points" in notes
+
+
+def test_there_is_no_seed_noise_with_one_transfer_seed_each(report):
+    found = table(report, "intervals-main")
+    assert "noise" not in [column.key for column in found.columns]
+    assert "Transfer seeds alone" not in " ".join(found.notes)
 
 
 def test_a_method_keeps_its_colour_however_it_is_spelt():
