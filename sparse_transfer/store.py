@@ -15,6 +15,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,12 @@ from filelock import FileLock, Timeout
 from sparse_transfer.errors import UserError
 
 Status = Literal["finished", "partial", "failed", "new"]
+
+
+def slug(*parts: object) -> str:
+    """A file name of the parts: small letters, digits, dots and dashes only."""
+    text = "-".join(str(part) for part in parts if str(part))
+    return re.sub(r"[^a-zA-Z0-9.]+", "-", text).strip("-.").lower() or "all"
 
 
 def canonical_json(value: Any) -> str:

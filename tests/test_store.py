@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sparse_transfer.errors import UserError
-from sparse_transfer.store import Store, canonical_json, digest, replacing, write_json
+from sparse_transfer.store import Store, canonical_json, digest, replacing, slug, write_json
 
 
 def test_equal_values_have_equal_digests_whatever_their_order():
@@ -86,3 +86,9 @@ def test_a_claim_excludes_others_until_its_process_is_gone(tmp_path, how):
     other.join(60)
     with Store(tmp_path).claim("prune", "ab") as folder:
         assert folder is not None
+
+
+def test_a_slug_is_a_safe_file_name():
+    assert slug("main", "../../etc/Pass wd", "", "full") == "main-..-..-etc-pass-wd-full"
+    assert slug("..") == "all"
+    assert "/" not in slug("a/b", "c\\d")

@@ -50,6 +50,7 @@ def import_checkpoint(
     from sparse_transfer import single
     from sparse_transfer.imports import checkpoints
     from sparse_transfer.report import console_tables
+    from sparse_transfer.store import slug
 
     set_up(debug)
     found = checkpoints.convert(
@@ -61,7 +62,7 @@ def import_checkpoint(
         kwargs=single.pairs(kwarg or [], "--kwarg"),
         pretrained_cfg=single.pairs(cfg or [], "--cfg"),
     )
-    folder = out or runs / "import" / single.slug(checkpoint.stem) / "checkpoint"
+    folder = out or runs / "import" / slug(checkpoint.stem) / "checkpoint"
     found.save(folder, replace_existing=force)
     rows = checkpoints.effective_layers(found)
     if as_json:
