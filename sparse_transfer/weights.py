@@ -149,7 +149,7 @@ def state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     """The state dict in what a file holds, taken out of its wrappers.
 
     Raises:
-        UserError: there is none, or it holds more than tensors.
+        UserError: there is none, or it holds more than named tensors.
     """
     import torch
 
@@ -160,6 +160,13 @@ def state_dict(content: Any, path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{path} holds no state dict.",
             f"It holds a {type(content).__name__} with other things than tensors.",
+            "Save `model.state_dict()`.",
+        )
+    unnamed = [name for name in content if not isinstance(name, str)]
+    if unnamed:
+        raise UserError(
+            f"{path} holds no state dict.",
+            f"The names in one are text; here is {unnamed[0]!r}, a {type(unnamed[0]).__name__}.",
             "Save `model.state_dict()`.",
         )
     return content
