@@ -167,7 +167,8 @@ def write(root: Path, name: str, frame: pd.DataFrame, files: Sequence[Path], how
 
 def names(root: Path) -> list[str]:
     """The imported sets."""
-    return sorted(path.parent.name for path in (root / "imported").glob("*/set.json"))
+    found = (path.parent.name for path in (root / "imported").glob("*/set.json"))
+    return sorted(name for name in found if not name.startswith("."))  # left by a killed `write`
 
 
 def load(root: Path, name: str) -> tuple[pd.DataFrame, dict[str, Any]]:
