@@ -119,6 +119,24 @@ def test_inspect_prints_a_table_totals_and_the_sentences(files, tmp_path, capsys
     assert "magnitude-pruned" in found["sensitivity"]["sentence"]
 
 
+@pytest.mark.parametrize("size", ["-5", "0", "7"])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ["inspect", "resnet20_cifar", "--weights", "random"],
+        ["prune", "resnet18", "--task", "digits", "--method", "magnitude"],
+        ["transfer", "nowhere", "--task", "digits"],
+        ["evaluate", "nowhere", "--on", "digits"],
+        ["bench", "nowhere"],
+    ],
+    ids=lambda verb: verb[0],
+)
+def test_an_image_size_below_eight_pixels_is_refused_by_name(verb, size, capsys):
+    assert call(*verb, "--image-size", size) == 2
+    printed = capsys.readouterr().err
+    assert "--image-size" in printed and "mistake of the program" not in printed
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -96,7 +96,8 @@ def inspect(
     ] = 200,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per timed call.")] = 1,
     image_size: Annotated[
-        int | None, typer.Option(help="Pixels of the timed calls; default: the model's own.")
+        int | None,
+        typer.Option(min=8, help="Pixels of the timed calls; default: the model's own."),
     ] = None,
     weights: Annotated[
         str, typer.Option(help="For model names: `pretrained`, `random`, or a weight file.")
