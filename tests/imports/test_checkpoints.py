@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from torch.nn.utils.prune import l1_unstructured
 
 import sparse_transfer
 from sparse_transfer import models, plugins
+from sparse_transfer.config import ModelSpec
 from sparse_transfer.errors import UserError
 from sparse_transfer.imports.checkpoints import TOLERANCE, Imported, convert, sparsities
 from tests.imports import foreign_files as foreign
@@ -360,6 +362,25 @@ def test_the_saved_checkpoint_is_opened_verified_and_never_overwritten_unasked(t
     found.save(folder, replace_existing=True)
     with pytest.raises(UserError, match="no checkpoint of this program"):
         found.save(tmp_path, replace_existing=True)
+
+
+def test_renaming_the_file_changes_no_content_hash(tmp_path):
+    model = foreign.network()
+    foreign.prune(model, 0.9)
+    torch.save(model.state_dict(), tmp_path / "one.pth")
+    shutil.copy(tmp_path / "one.pth", tmp_path / "other.pth")
+
+    def digest(name: str, **options) -> str | None:
+        found = convert(tmp_path / f"{name}.pth", "resnet18", kwargs=foreign.NARROW, **options)
+        folder = tmp_path / "checkpoints" / "-".join([name, *options])
+        found.save(folder)
+        assert found.facts["imported"]["file"] == f"{name}.pth"
+        return models.content_hash(ModelSpec(name=f"local-dir:{folder}"))
+
+    one = digest("one", sparse=0.9)
+    assert one == digest("other", sparse=0.9) != digest("other", dense=True)
+    # the layout decides how images are resized
+    assert one != digest("other", sparse=0.9, layout="torchvision")
 
 
 def test_every_layout_is_listed_with_a_line():
