@@ -153,6 +153,7 @@ def open_checkpoint(folder: Path | str) -> Checkpoint:
         title=record["title"],
         opens_with=record["opens_with"],
         declared_sparse=masks is not None,
+        trained_on=record["facts"].get("trained_on"),
     )
     return Checkpoint(model, masks, loaded, record["facts"])
 

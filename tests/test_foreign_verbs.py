@@ -109,14 +109,21 @@ def test_inspect_prints_a_table_totals_and_the_sentences(files, tmp_path, capsys
     assert "ms dense" in out and "ms full model" in out and "layer4.2.conv3" in out
     assert "54 layers" in out and "10.0" in out and "No backend here uses zeros" in err
     code = call(
-        "inspect", "resnet20_cifar", "--weights", "random", "--kwarg", "channels=[2, 2, 2]",
-        "--sensitivity", "digits", "--images", "10", "--json", *runs,
+        "inspect", "resnet20_cifar", "--weights", "random", "--kwarg", "channels=[8, 8, 8]",
+        "--sensitivity", "digits", "--images", "100", "--json", *runs,
     )  # fmt: skip
     assert code == 0
-    found = json.loads(capsys.readouterr().out)
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert found["sensitivity"]["judged_by"] == "probe" and "--judge head" in err
     assert set(found) == {"inspected", "sensitivity"}
     assert set(found["sensitivity"]["layers"]["conv1"]) == {"0.8", "0.9", "0.95"}
     assert "magnitude-pruned" in found["sensitivity"]["sentence"]
+    code = call(
+        "inspect", "resnet20_cifar", "--weights", "random", "--kwarg", "channels=[8, 8, 8]",
+        "--sensitivity", "digits", "--images", "20", "--judge", "head", *runs,
+    )  # fmt: skip
+    assert code == 0 and "no better than chance" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("size", ["-5", "0", "7"])
