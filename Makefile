@@ -4,8 +4,10 @@ BIN := .venv/bin
 
 .PHONY: demo study test test-slow lint format clean
 
-# Installing takes a minute or two and about 6 GB; it is done again when pyproject.toml changes.
-.venv/installed: pyproject.toml constraints.txt
+# Installing takes a minute or two and about 6 GB; it is done again when pyproject.toml or the
+# sources of the kernels change.
+NATIVE := setup.py $(wildcard sparse_transfer/sparse/native/*)
+.venv/installed: pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,onnxruntime]'

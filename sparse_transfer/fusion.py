@@ -65,6 +65,19 @@ def fold_batch_norms(model: nn.Module) -> tuple[nn.Module, str]:
     return fx.GraphModule(model, graph), f"{folded} of {norms} batch norms folded"
 
 
+def trace(model: nn.Module) -> fx.GraphModule:
+    """The model as a graph of layers, what `fold_batch_norms` returns where there is a norm.
+
+    Raises:
+        Exception: torch.fx cannot trace it; whatever the model's own code raises on symbols.
+    """
+    return (
+        model
+        if isinstance(model, fx.GraphModule)
+        else fx.GraphModule(model, _Tracer().trace(model))
+    )
+
+
 def _activation(norm: nn.BatchNorm2d) -> nn.Module:
     """What a timm norm does after normalising; nothing for a plain one."""
     after = [getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name)]

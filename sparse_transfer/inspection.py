@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from sparse_transfer import checkpoint, cost, latency, models, plugins, signals, weights
+from sparse_transfer.backends import uses_zeros
 from sparse_transfer.config import ModelSpec
 from sparse_transfer.errors import UserError
 from sparse_transfer.models import LoadedModel
 from sparse_transfer.pruning.masks import Masks
-from sparse_transfer.report.cost_tables import uses_zeros
 from sparse_transfer.seeds import derive
 
 REPEATS = 6  # timed calls of each layer: the fewest that have an interval
@@ -258,11 +258,14 @@ def layer_inputs(model: nn.Module, example: Tensor) -> dict[str, Tensor]:
 
 
 def layer_seconds(module: nn.Module, x: Tensor, repeats: int = REPEATS) -> dict[str, float]:
-    """Median seconds of one call: `dense` by PyTorch, and by every backend that uses zeros."""
+    """Median seconds of one call: `dense` by PyTorch, and by every backend that uses zeros.
+
+    Backends take (n, c, h, w) tensors: a linear layer after the pooling has `dense` alone.
+    """
     alone = copy.deepcopy(module).eval()
     callables: dict[str, Any] = {"dense": alone}
     with torch.inference_mode():
-        for name in sparse_backends():
+        for name in sparse_backends() if x.dim() == 4 else ():
             callables[name] = plugins.load("backend", name)().prepare(alone, x)
         measured = latency.measure(callables, x, reference="dense", repeats=repeats)
     return {name: result.median for name, result in measured.items()}

@@ -40,14 +40,27 @@ class Prepared:
 
 
 @dataclass(frozen=True)
+class Speedup:
+    """A ratio of times in the same rounds.
+
+    Attributes:
+        median: over rounds, of reference seconds / own seconds.
+        low, high: 95 % interval of that median; None below 6 rounds, where none exists.
+    """
+
+    median: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
 class Latency:
     """The timed calls of one callable.
 
     Attributes:
         seconds: (repeats,) float64, one call each, in order of rounds.
         median, p10, p90, p99: of `seconds`; p99 is an interpolation below 100 repeats.
-        speedup: median over rounds of reference seconds / own seconds.
-        low, high: 95 % interval of that median; None below 6 rounds, where none exists.
+        speedup: over the reference, see `Speedup`.
         relative_error: largest deviation from the expected output, over its largest entry.
     """
 
@@ -56,9 +69,7 @@ class Latency:
     p10: float
     p90: float
     p99: float
-    speedup: float
-    low: float | None
-    high: float | None
+    speedup: Speedup
     relative_error: float
 
 
@@ -99,6 +110,11 @@ def measure(
             if turn >= warmup:
                 seconds[name][turn - warmup] = elapsed
     return {name: _summary(seconds[name], seconds[reference], errors[name]) for name in names}
+
+
+def speedup(reference: Latency, own: Latency) -> Speedup:
+    """How much faster `own` is than a reference that was timed in the same rounds."""
+    return _speedup(reference.seconds, own.seconds)
 
 
 def agreement(name: str, output: Tensor, expected: Tensor) -> float:
@@ -152,7 +168,11 @@ def _time(run: Callable[[Tensor], Tensor], example: Tensor) -> float:
 
 
 def _summary(seconds: np.ndarray, reference: np.ndarray, error: float) -> Latency:
+    p10, median, p90, p99 = (float(q) for q in np.quantile(seconds, [0.1, 0.5, 0.9, 0.99]))
+    return Latency(seconds, median, p10, p90, p99, _speedup(reference, seconds), error)
+
+
+def _speedup(reference: np.ndarray, seconds: np.ndarray) -> Speedup:
     ratios = reference / seconds
     low, high = median_interval(ratios) or (None, None)
-    p10, median, p90, p99 = (float(q) for q in np.quantile(seconds, [0.1, 0.5, 0.9, 0.99]))
-    return Latency(seconds, median, p10, p90, p99, float(np.median(ratios)), low, high, error)
+    return Speedup(float(np.median(ratios)), low, high)

@@ -70,14 +70,17 @@ def test_a_backend_that_uses_zeros_gets_a_column_and_the_others_do_not(monkeypat
         def prepare(self, model: nn.Module, example: torch.Tensor) -> Prepared:
             return Prepared(model)
 
+    load = plugins.load
+    monkeypatch.setattr(plugins, "names", lambda kind: ["dense"])
     assert inspection.sparse_backends() == []
-    load, names = plugins.load, plugins.names
-    monkeypatch.setattr(plugins, "names", lambda kind: [*names(kind), "skipping"])
+    monkeypatch.setattr(plugins, "names", lambda kind: ["dense", "skipping"])
     monkeypatch.setattr(
         plugins, "load", lambda kind, n: Sparse if n == "skipping" else load(kind, n)
     )
     found = inspection.inspect_model(narrow(), None, image_size=32)
-    assert all(set(row.sparse_seconds) == {"skipping"} for row in found.rows)
+    *convolutions, head = found.rows
+    assert all(set(row.sparse_seconds) == {"skipping"} for row in convolutions)
+    assert head.sparse_seconds == {}
     inspection_tables.print_inspection(found.to_json()["rows"], timed=True)
     printed = capsys.readouterr().out
     assert "ms skipping" in printed and "layer4.1.conv2" in printed

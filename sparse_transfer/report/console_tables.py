@@ -50,6 +50,7 @@ def print_bench(rows: Sequence[Mapping[str, Any]]) -> None:
         if row["speedup"] is not None:
             low, high = row["speedup_low"], row["speedup_high"]
             speedup = f"{row['speedup']:.2f}×" + (f" [{low:.2f}, {high:.2f}]" if low else "")
+            speedup += "" if row["over"] == row["backend"] else f" over {row['over']}"
         table.add_row(
             row["backend"],
             row["uses_zeros"],

@@ -272,7 +272,9 @@ def _measured_columns(
                 for method, sparsity in zip(frame["method"], frame["sparsity"], strict=True)
             ]
         title = f"measured speedup, {regime(dict(zip(REGIME, key, strict=True)))}"
-        columns.append(Column(name, title, "ratio", "paired median over dense, same backend"))
+        columns.append(
+            Column(name, title, "ratio", "paired median over dense; zeros: its fastest backend")
+        )
     silent = own[~own["uses_zeros"]]
     words = tuple(f"{regime(row)}: {NO_ZEROS}." for row in records(silent.drop_duplicates(REGIME)))
     if not columns and len(silent):

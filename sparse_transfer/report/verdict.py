@@ -335,9 +335,12 @@ def _speed(material: Material, place: Place) -> str:
         )
         return f"Measured time: {subject} not use zeros, so no time is saved there."
     best = max(records(used), key=lambda row: row["speedup"])
+    faster = f"{best['speedup']:.2f} times as fast as dense"
+    if best["over"] not in ("", best["backend"]):
+        faster += f" on {best['over']}"
     return (
-        f"Measured time: up to {best['speedup']:.2f}× faster than dense ({best['method']} "
-        f"{percent(best['sparsity'])}; {regime(best)})."
+        f"Measured time: at best {faster} ({best['method']} {percent(best['sparsity'])}; "
+        f"{regime(best)})."
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from sparse_transfer import checkpoint, latency, plan, plugins, signals
+from sparse_transfer.backends import uses_zeros
 from sparse_transfer.errors import UserError
 from sparse_transfer.seeds import derive
 from sparse_transfer.stages.context import Context
@@ -44,8 +45,10 @@ def measure_checkpoints(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """One row per backend: latency of the checkpoint, and its speedup over the dense model.
 
-    Both models run on the same backend in the same rounds, so the ratio is free of drift. A
-    backend that is not available here has no row; its reason is returned beside the rows.
+    Everything runs in the same rounds, so the ratios are free of drift. The dense model runs on
+    the same backend; a backend that uses zeros is compared with the fastest dense model of all
+    backends here, named in `over`, as nobody would run the dense model on a slower one. A backend
+    that is not available here has no row; its reason is returned beside the rows.
 
     Args:
         folder: the checkpoint.
@@ -69,7 +72,7 @@ def measure_checkpoints(
     models = {"sparse": sparse.model, **({"dense": dense.model} if dense else {})}
     with torch.inference_mode():
         expected = {name: model.to(device).eval()(example) for name, model in models.items()}
-    rows, reasons = [], []
+    used, prepared, reasons = {}, {}, []
     for name in backends:
         signals.raise_if_stopped()
         backend = plugins.load("backend", name)()
@@ -77,20 +80,29 @@ def measure_checkpoints(
         if reason is not None:
             reasons.append(f"{name}: {reason}")
             continue
-        prepared = {key: backend.prepare(model, example) for key, model in models.items()}
-        timed = latency.measure(
-            prepared,
-            example,
-            reference="dense" if dense else "sparse",
-            repeats=repeats,
-            expected=expected,
-        )
-        own = timed["sparse"]
+        used[name] = backend
+        prepared |= {(name, key): backend.prepare(model, example) for key, model in models.items()}
+    if not used:
+        raise UserError("No backend could be measured.", "\n".join(reasons))
+    signals.raise_if_stopped()
+    timed = latency.measure(
+        {" ".join(key): run for key, run in prepared.items()},
+        example,
+        reference=f"{next(iter(used))} {'dense' if dense else 'sparse'}",
+        repeats=repeats,
+        expected={f"{name} {key}": expected[key] for name, key in prepared},
+    )
+    fastest = min(used, key=lambda name: timed[f"{name} dense"].median) if dense else ""
+    rows = []
+    for name, backend in used.items():
+        over = fastest if uses_zeros(backend.uses_zeros) and not is_smaller else name
+        own = timed[f"{name} sparse"]
+        ratio = latency.speedup(timed[f"{over} dense"], own) if dense else None
         rows.append(
             {
                 "backend": name,
                 "uses_zeros": SMALLER if is_smaller else backend.uses_zeros,
-                "note": prepared["sparse"].note,
+                "note": prepared[name, "sparse"].note,
                 "device": str(example.device),
                 "threads": torch.get_num_threads(),
                 "batch_size": batch_size,
@@ -99,11 +111,10 @@ def measure_checkpoints(
                 "median_s": own.median,
                 "p10_s": own.p10,
                 "p90_s": own.p90,
-                "speedup": own.speedup if dense else None,
-                "speedup_low": own.low if dense else None,
-                "speedup_high": own.high if dense else None,
+                "speedup": ratio.median if ratio else None,
+                "speedup_low": ratio.low if ratio else None,
+                "speedup_high": ratio.high if ratio else None,
+                "over": over if ratio else None,
             }
         )
-    if not rows:
-        raise UserError("No backend could be measured.", "\n".join(reasons))
     return rows, reasons

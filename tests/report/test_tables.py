@@ -7,6 +7,7 @@ import math
 import pandas as pd
 import pytest
 
+from sparse_transfer.backends import uses_zeros
 from sparse_transfer.report import cost_tables
 from sparse_transfer.report.cells import Table
 from sparse_transfer.report.write import build
@@ -104,7 +105,7 @@ def test_a_backend_that_does_not_use_zeros_never_shows_a_ratio(study):
     ],
 )
 def test_whether_a_backend_uses_zeros(words, expected):
-    assert cost_tables.uses_zeros(words) is expected
+    assert uses_zeros(words) is expected
 
 
 def test_one_seed_shows_the_interval_of_the_measurement_itself(study):

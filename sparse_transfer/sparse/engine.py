@@ -1,0 +1,290 @@
+"""Inference with sparse weights: a traced network whose convolutions run as programs of kernels.
+
+Regions of a network that the kernels know run in their layout from end to end; what lies between
+runs in PyTorch. Everything is measured on the example before it is chosen: tiles for each layer,
+and the engine as a whole against PyTorch. What is not faster stays dense.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from sparse_transfer.errors import UserError
+from sparse_transfer.fusion import fold_batch_norms, trace
+from sparse_transfer.sparse import library, tuning
+from sparse_transfer.sparse.layer import check
+from sparse_transfer.sparse.lowering import Step, fuse, steps_of
+from sparse_transfer.sparse.planning import Planner, Row
+from sparse_transfer.sparse.program import Program
+from sparse_transfer.sparse.tuning import Timing
+
+TOLERANCE = 1e-4  # of the largest output; more is an error of the engine, and it is not used
+ROUNDS, FEWEST, BUDGET = 7, 3, 4.0  # of the comparison with PyTorch; fewer after so many seconds
+GAIN = 1.03  # what the engine must be faster by, lest noise choose it
+
+
+@final
+class Region(nn.Module):
+    """Consecutive layers as one program; called with its input tensors, returns its outputs."""
+
+    def __init__(
+        self,
+        program: Program,
+        inputs: Sequence[tuple[int, int, int]],
+        outputs: Sequence[tuple[int, int, int]],
+    ) -> None:
+        super().__init__()
+        self.program, self._inputs, self._outputs = program, tuple(inputs), tuple(outputs)
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """(n, *shape) float32 tensors → as many as the region has outputs."""
+        for tensor, shape in zip(tensors, self._inputs, strict=True):
+            check(tensor, "images", (None, *shape))
+        batch = tensors[0].shape[0]
+        made = [tensors[0].new_empty(batch, *shape) for shape in self._outputs]
+        if batch:
+            self.program.run([*tensors, *made], batch)
+        return tuple(made)
+
+
+@final
+class Compiled:
+    """A network made ready: call it with images (n, channels, height, width) float32.
+
+    Attributes:
+        engine: "sparse", or "dense" where PyTorch alone is used.
+        reason: why it is dense, or what was gained.
+        rows: what was chosen for each convolution in a region.
+        timing: what was measured, or None.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        engine: str,
+        reason: str,
+        rows: Sequence[Row] = (),
+        timing: Timing | None = None,
+    ) -> None:
+        self.module, self.engine, self.reason = module, engine, reason
+        self.rows, self.timing = tuple(rows), timing
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The network's output.
+
+        Raises:
+            UserError: the images are not of the size, type or device that it was compiled for.
+        """
+        with torch.inference_mode():
+            if self.engine == "dense":
+                images = images.contiguous(memory_format=torch.channels_last)
+            return self.module(images)
+
+    def explain(self) -> str:
+        """The choices and their times as a table, one line for each convolution."""
+        lines = [f"{self.engine}: {self.reason}"]
+        if self.rows:
+            lines.append(
+                f"{'layer':<32} {'weight':<18} {'density':>7} {'lanes':>8} {'kernel':>7} "
+                f"{'tile':>6} {'blocks':>6} {'µs/image':>9} {'dense µs':>9}"
+            )
+        for row in self.rows:
+            grid, choice = row.grid, row.choice
+            lines.append(
+                f"{row.layer:<32.32} {'×'.join(map(str, row.weight)):<18} {row.density:>7.3f} "
+                f"{f'{grid.images}·{grid.rows}·{grid.columns}':>8} {choice.kind:>7} "
+                f"{'×'.join(map(str, choice.tile)):>6} {choice.blocks:>6} "
+                f"{_micro(choice.seconds):>9} {_micro(choice.dense_seconds):>9}"
+            )
+        return "\n".join(lines)
+
+
+def compile(model: nn.Module, example: Tensor, *, tune: bool = True) -> Compiled:  # noqa: A001
+    """Make a network with zeros fast on this CPU; the model itself is left alone.
+
+    Args:
+        model: a timm network (any that torch.fx can trace) on the CPU, in float32.
+        example: (n, channels, height, width) images as they will come. Other numbers of images can
+            be run, but layouts were chosen for this one.
+        tune: measure; without it layouts and kernels are chosen by rule and the engine is used
+            wherever it can be.
+
+    Raises:
+        UserError: the model or the example is not on the CPU in float32, or there are no kernels.
+    """
+    reason = library.available()
+    if reason is not None:
+        raise UserError("A sparse model cannot be compiled.", reason)
+    check(example, "images", (None, None, None, None))
+    if not len(example):
+        raise UserError(
+            "A sparse model cannot be compiled for no images.",
+            f"The example's shape is {tuple(example.shape)}.",
+            "Pass as many images as a call will have.",
+        )
+    wrong = {str(p.dtype) for p in model.parameters() if p.dtype != torch.float32}
+    wrong |= {str(p.device) for p in model.parameters() if p.device.type != "cpu"}
+    if wrong:
+        raise UserError(
+            f"{type(model).__name__} cannot be compiled.",
+            f"Its parameters are {', '.join(sorted(wrong))}.",
+            "The sparse engine takes float32 on the CPU: call .float().cpu() first.",
+        )
+    folded, note = fold_batch_norms(model)
+    dense = folded.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    try:
+        graph = trace(dense)
+    except Exception as error:  # tracing runs the model's own code on symbols: anything may happen
+        words = str(error).partition("\n")[0] or type(error).__name__
+        return Compiled(dense, "dense", f"torch.fx cannot trace the model ({words})")
+    with torch.inference_mode():
+        expected = dense(example)
+        ShapeProp(graph).propagate(example[:1])  # images do not know of each other
+    tuner = tuning.Tuner(library.current(), tuning.cache_file() if tune else None)
+    module, rows = _with_regions(graph, example.shape[0], tuner)
+    sparse = [row for row in rows if row.choice.kind == "sparse" and row.density < 1]
+    tuner.save()
+    if not sparse:
+        return Compiled(dense, "dense", f"no layer is faster with its zeros skipped ({note})", rows)
+    engine = Compiled(module, "sparse", "", rows)
+    error = _error(engine(example), expected)
+    if not error <= TOLERANCE:  # NaN is not
+        words = f"the engine is off by {error:.1e} of the largest output"
+        return Compiled(dense, "dense", words, rows)
+    words = f"{len(sparse)} of {len(rows)} convolutions skip their zeros; {note}"
+    if not tune:
+        return Compiled(module, "sparse", words, rows)
+    plain = Compiled(dense, "dense", "")
+    timing = tuner.compare(len(example), lambda: _compare(plain, engine, example))
+    tuner.save()
+    gain = f"{timing.dense / timing.sparse:.2f} times as fast as PyTorch"
+    if timing.dense < GAIN * timing.sparse:
+        return Compiled(dense, "dense", f"the engine is {gain}", rows, timing)
+    return Compiled(module, "sparse", f"{gain}; {words}", rows, timing)
+
+
+def regions_of(graph: fx.GraphModule, steps: dict[str, Step]) -> list[list[fx.Node]]:
+    """Runs of consecutive nodes with steps, those that contain a convolution with zeros.
+
+    Consecutive in the order of execution: nothing outside can depend on the inside and be needed by
+    it. A product with a gate stays outside unless the gate is made of means within the region.
+    """
+    runs: list[list[fx.Node]] = [[]]
+    inside: set[str] = set()
+    for node in graph.graph.nodes:
+        step = steps.get(node.name)
+        if step is not None and (step.gate is None or _is_pooled(step.gate, steps, inside)):
+            runs[-1].append(node)
+            inside.add(node.name)
+        elif node.op not in ("get_attr", "placeholder"):
+            runs.append([])
+            inside = set()
+    return [run for run in runs if any(_has_zeros(steps[node.name]) for node in run)]
+
+
+def _with_regions(
+    graph: fx.GraphModule, batch: int, tuner: tuning.Tuner
+) -> tuple[fx.GraphModule, list[Row]]:
+    """A copy of the graph with regions in the place of layers."""
+    steps = steps_of(graph)
+    copied = fx.Graph()
+    into: dict[fx.Node, fx.Node] = {}
+    last_of = {run[-1]: run for run in regions_of(graph, steps)}
+    replaced = {node for run in last_of.values() for node in run}
+    modules: dict[str, Any] = {}
+    rows: list[Row] = []
+    for node in graph.graph.nodes:
+        if node not in replaced:
+            into[node] = copied.node_copy(node, lambda n: into[n])
+            continue
+        if node not in last_of:
+            continue
+        run = last_of[node]
+        names = {n.name for n in run}
+        sources = list(
+            dict.fromkeys(n for m in run for n in m.all_input_nodes if n.name not in names)
+        )
+        leaving = [n for n in run if any(user.name not in names for user in n.users)]
+        outputs = [n.name for n in leaving]
+        fused = fuse([steps[n.name] for n in run], set(outputs))
+        shapes = {n.name: _image(n) for n in sources}
+        planner = Planner(fused, shapes, outputs, batch, tuner)
+        region = Region(planner.plan(), list(shapes.values()), [_image(n) for n in leaving])
+        rows += planner.rows
+        name = f"sparse_region_{len(modules)}"
+        modules[name] = region
+        made = copied.call_module(name, tuple(into[n] for n in sources))
+        for number, n in enumerate(leaving):
+            into[n] = copied.call_function(_take, (made, number))
+    copied.lint()
+    root = nn.Module()
+    for name, module in graph.named_modules():
+        if name and "." not in name:
+            root.add_module(name, module)
+    for name, parameter in graph.named_parameters(recurse=False):
+        root.register_parameter(name, parameter)
+    for name, buffer in graph.named_buffers(recurse=False):
+        root.register_buffer(name, buffer)
+    for name, module in modules.items():
+        root.add_module(name, module)
+    result = fx.GraphModule(root, copied)
+    result.delete_all_unused_submodules()
+    return result, rows
+
+
+def _take(made: tuple[Tensor, ...], number: int) -> Tensor:
+    return made[number]
+
+
+def _image(node: fx.Node) -> tuple[int, int, int]:
+    shape = node.meta["tensor_meta"].shape
+    return shape[1], shape[2], shape[3]
+
+
+def _has_zeros(step: Step) -> bool:
+    return step.weight is not None and bool((step.weight == 0).any())
+
+
+def _is_pooled(name: str, steps: dict[str, Step], inside: set[str]) -> bool:
+    """Whether a value of one pixel is made of means by steps that keep it the same in all lanes."""
+    while name in inside:
+        step = steps[name]
+        if step.do == "mean":
+            return True
+        if step.do not in ("convolve", "pointwise") or step.residual or step.gate:
+            return False
+        name = step.inputs[0]
+    return False
+
+
+def _error(found: Tensor, expected: Tensor) -> float:
+    scale = expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+    return float((found - expected).abs().max() / scale)
+
+
+def _compare(
+    dense: Callable[[Tensor], Tensor], sparse: Callable[[Tensor], Tensor], example: Tensor
+) -> tuple[float, float]:
+    """Median seconds of both, interleaved, so that a slow moment falls on both."""
+    taken: tuple[list[float], list[float]] = ([], [])
+    started = time.perf_counter()
+    while len(taken[0]) <= ROUNDS:
+        for times, run in zip(taken, (dense, sparse), strict=True):
+            began = time.perf_counter()
+            run(example)
+            times.append(time.perf_counter() - began)
+        if len(taken[0]) > FEWEST and time.perf_counter() - started > BUDGET:
+            break
+    first, second = (statistics.median(times[1:]) for times in taken)
+    return first, second
+
+
+def _micro(seconds: float) -> str:
+    return f"{1e6 * seconds:.1f}" if seconds else ""

@@ -1,0 +1,266 @@
+// Convolution tiles: their sums stay in registers while the weights stream by.
+#pragma once
+#include "pointwise.h"
+
+namespace sparse {
+
+struct Tile {  // pointers to the tile's first position in channel 0
+  const float *in, *other;
+  float* out;
+  int64_t in_row, in_column;                         // floats to the next row and position
+  int64_t out_row, out_column, other_row;
+  int64_t out_plane, other_plane;                    // floats from channel to channel
+};
+
+// Adds what is to be added, applies the activation, stores.
+template <int RY, int RX>
+static inline void finish(V (&c)[RY][RX][PARTS], const Tile& t, const float* other, float* out,
+                          int activation) {
+  if (other) {
+    UNROLL
+    for (int y = 0; y < RY; ++y)
+      UNROLL
+      for (int x = 0; x < RX; ++x)
+        UNROLL
+        for (int k = 0; k < PARTS; ++k)
+          c[y][x][k] += load(other + y * t.other_row + x * t.out_column + k * WIDTH);
+  }
+  const V low = splat(activation == RELU || activation == RELU6 ? 0.f : -INFINITY);
+  const V high = splat(activation == RELU6 ? 6.f : INFINITY);
+  UNROLL
+  for (int y = 0; y < RY; ++y)
+    UNROLL
+    for (int x = 0; x < RX; ++x)
+      UNROLL
+      for (int k = 0; k < PARTS; ++k)
+        store(out + y * t.out_row + x * t.out_column + k * WIDTH,
+              at_most(at_least(c[y][x][k], low), high));
+  if (activation > RELU6)  // from memory: the sums would lose their registers to this loop
+    for (int y = 0; y < RY; ++y)
+      for (int x = 0; x < RX; ++x)
+        for (int k = 0; k < PARTS; ++k) {
+          float* at = out + y * t.out_row + x * t.out_column + k * WIDTH;
+          store(at, activate(load(at), activation));
+        }
+}
+
+// Rows [first, last) of one block of input channels. STEP is the distance of two inputs in
+// positions where the compiler should know it, else 0.
+template <int RY, int RX, int STEP>
+static void sparse_tile(const Op& op, const Tile& t, int block, int first, int last) {
+  const int32_t* pointers = op.pointers + (int64_t)block * (op.n_rows + 1);
+  const bool begins = block == 0, ends = block == op.blocks - 1;
+  const int64_t column = STEP ? STEP * LANES : t.in_column;
+  for (int r = first; r < last; ++r) {
+    const Entry *e = op.entries + pointers[r], *end = op.entries + pointers[r + 1];
+    if (e == end && !begins && !ends) continue;
+    const int channel = op.channels[r];
+    float* out = t.out + channel * t.out_plane;
+    V c[RY][RX][PARTS];
+    const V start = splat(begins && op.bias ? op.bias[channel] : 0.f);
+    UNROLL
+    for (int y = 0; y < RY; ++y)
+      UNROLL
+      for (int x = 0; x < RX; ++x)
+        UNROLL
+        for (int k = 0; k < PARTS; ++k)
+          c[y][x][k] = begins ? start : load(out + y * t.out_row + x * t.out_column + k * WIDTH);
+    for (; e != end; ++e) {
+      const V value = splat(e->value);
+      const float* in = t.in + e->offset;
+      UNROLL
+      for (int y = 0; y < RY; ++y) {
+        UNROLL
+        for (int x = 0; x < RX; ++x)
+          UNROLL
+          for (int k = 0; k < PARTS; ++k) c[y][x][k] += value * load(in + x * column + k * WIDTH);
+        if (y + 1 < RY) in = apart(in + t.in_row);
+      }
+    }
+    if (ends) {
+      finish(c, t, t.other ? t.other + channel * t.other_plane : nullptr, out, op.activation);
+      continue;
+    }
+    UNROLL
+    for (int y = 0; y < RY; ++y)
+      UNROLL
+      for (int x = 0; x < RX; ++x)
+        UNROLL
+        for (int k = 0; k < PARTS; ++k)
+          store(out + y * t.out_row + x * t.out_column + k * WIDTH, c[y][x][k]);
+  }
+}
+
+// Values of a dense matrix: rows share what they load. One tile row, RX positions, B channels.
+constexpr int DENSE_ROWS = WIDTH == 16 ? 4 : 2;
+constexpr int DENSE_TILE = WIDTH == 16 ? 6 : WIDTH == 8 ? 3 : 1;
+
+template <int RX>
+static void dense_tile(const Op& op, const Tile& t, int block, int first, int last) {
+  constexpr int B = DENSE_ROWS;
+  const int k0 = (int64_t)op.n_offsets * block / op.blocks;
+  const int k1 = (int64_t)op.n_offsets * (block + 1) / op.blocks;
+  const bool begins = block == 0, ends = block == op.blocks - 1;
+  for (int r = first; r < last; r += B) {
+    const int rows = std::min(B, last - r);
+    const float* w = op.weights + (int64_t)r * op.n_offsets + (int64_t)k0 * B;
+    float* out = t.out + r * t.out_plane;
+    V c[B][RX][PARTS];
+    UNROLL
+    for (int b = 0; b < B; ++b) {
+      const bool exists = b < rows;
+      const V start = splat(begins && op.bias && exists ? op.bias[r + b] : 0.f);
+      UNROLL
+      for (int x = 0; x < RX; ++x)
+        UNROLL
+        for (int k = 0; k < PARTS; ++k)
+          c[b][x][k] = begins || !exists
+                           ? start
+                           : load(out + b * t.out_plane + x * t.out_column + k * WIDTH);
+    }
+    for (int i = k0; i < k1; ++i, w += B) {
+      const float* in = t.in + op.offsets[i];
+      V v[RX][PARTS];
+      UNROLL
+      for (int x = 0; x < RX; ++x)
+        UNROLL
+        for (int k = 0; k < PARTS; ++k) v[x][k] = load(in + x * t.in_column + k * WIDTH);
+      UNROLL
+      for (int b = 0; b < B; ++b) {
+        const V value = splat(w[b]);
+        UNROLL
+        for (int x = 0; x < RX; ++x)
+          UNROLL
+          for (int k = 0; k < PARTS; ++k) c[b][x][k] += value * v[x][k];
+      }
+    }
+    UNROLL
+    for (int b = 0; b < B; ++b) {
+      if (b >= rows) break;
+      V one[1][RX][PARTS];
+      UNROLL
+      for (int x = 0; x < RX; ++x)
+        UNROLL
+        for (int k = 0; k < PARTS; ++k) one[0][x][k] = c[b][x][k];
+      if (ends) {
+        finish(one, t, t.other ? t.other + (r + b) * t.other_plane : nullptr,
+               out + b * t.out_plane, op.activation);
+        continue;
+      }
+      UNROLL
+      for (int x = 0; x < RX; ++x)
+        UNROLL
+        for (int k = 0; k < PARTS; ++k)
+          store(out + b * t.out_plane + x * t.out_column + k * WIDTH, one[0][x][k]);
+    }
+  }
+}
+
+// gradient[e] += sum over the tile of the output's gradient (t.other) times the input of entry e.
+template <int RX>
+static void gradient_tile(const Op& op, const Tile& t, float* gradient, int block, int first,
+                          int last) {
+  const int32_t* pointers = op.pointers + (int64_t)block * (op.n_rows + 1);
+  for (int r = first; r < last; ++r) {
+    const int begin = pointers[r], end = pointers[r + 1];
+    if (begin == end) continue;
+    const float* other = t.other + op.channels[r] * t.other_plane;
+    V g[RX][PARTS];
+    UNROLL
+    for (int x = 0; x < RX; ++x)
+      UNROLL
+      for (int k = 0; k < PARTS; ++k) g[x][k] = load(other + x * LANES + k * WIDTH);
+    for (int e = begin; e < end; e += 4) {
+      const int count = std::min(4, end - e);
+      const float* in[4];
+      for (int i = 0; i < 4; ++i) in[i] = t.in + op.entries[i < count ? e + i : e].offset;
+      V c[4] = {};
+      UNROLL
+      for (int x = 0; x < RX; ++x)
+        UNROLL
+        for (int k = 0; k < PARTS; ++k)
+          UNROLL
+          for (int i = 0; i < 4; ++i) c[i] += g[x][k] * load(in[i] + x * t.in_column + k * WIDTH);
+      add_sums(c, count, gradient + e);
+    }
+  }
+}
+
+typedef void (*TileFunction)(const Op&, const Tile&, int block, int first, int last);
+typedef void (*GradientFunction)(const Op&, const Tile&, float*, int block, int first, int last);
+
+constexpr int MAX_WIDTH = MAX_TILE < 14 ? MAX_TILE : 14;
+constexpr int MAX_HEIGHT = 4;
+
+template <int RY, int RX, int STEP>
+static constexpr TileFunction sparse_function() {
+  // a taller tile at a step other than one is not worth its code
+  if constexpr (RY * RX <= MAX_TILE && (STEP == 1 || RY <= 2))
+    return sparse_tile<RY, RX, STEP>;
+  else
+    return nullptr;
+}
+struct SparseTable {
+  TileFunction of[3][MAX_HEIGHT + 1][MAX_WIDTH + 1] = {};
+};
+template <int STEP, int RY, std::size_t... X>
+static constexpr void fill_row(SparseTable& table, std::index_sequence<X...>) {
+  ((table.of[STEP][RY][X + 1] = sparse_function<RY, X + 1, STEP>()), ...);
+}
+static constexpr SparseTable make_sparse_table() {
+  SparseTable table;
+  constexpr auto all = std::make_index_sequence<MAX_WIDTH>{};
+  fill_row<0, 1>(table, all), fill_row<1, 1>(table, all), fill_row<2, 1>(table, all);
+  fill_row<0, 2>(table, all), fill_row<1, 2>(table, all), fill_row<2, 2>(table, all);
+  fill_row<1, 3>(table, all), fill_row<1, 4>(table, all);
+  return table;
+}
+static constexpr SparseTable SPARSE_TILES = make_sparse_table();
+
+template <std::size_t... X>
+static TileFunction dense_function(int width, std::index_sequence<X...>) {
+  static constexpr TileFunction all[] = {dense_tile<X + 1>...};
+  return all[width - 1];
+}
+template <std::size_t... X>
+static GradientFunction gradient_function(int width, std::index_sequence<X...>) {
+  static constexpr GradientFunction all[] = {gradient_tile<X + 1>...};
+  return all[width - 1];
+}
+
+static inline TileFunction tile_function(const Op& op, int height, int width) {
+  if (op.kind == DENSE) return dense_function(width, std::make_index_sequence<DENSE_TILE>{});
+  return SPARSE_TILES.of[op.step_x <= 2 ? op.step_x : 0][height][width];
+}
+
+// Tiles of nearly equal size, none larger than asked for.
+static inline int pieces(int count, int size) { return (count + size - 1) / size; }
+
+static void convolve(const Op& op, const float* in, const float* other, float* out,
+                     float* gradient, int tile, int first, int last) {
+  const int across = pieces(op.count_x, op.tile_width), down = pieces(op.count_y, op.tile_height);
+  const int i = tile / across, j = tile % across;
+  const int y0 = op.count_y * i / down, y1 = op.count_y * (i + 1) / down;
+  const int x0 = op.count_x * j / across, x1 = op.count_x * (j + 1) / across;
+  Tile t = {};
+  t.in = in + position(op.in, 0, y0 * op.step_y, x0 * op.step_x) * LANES;
+  t.in_row = (int64_t)op.step_y * op.in.pitch * LANES;
+  t.in_column = (int64_t)op.step_x * LANES;
+  if (other) t.other = other + position(op.other, 0, y0, x0) * LANES;
+  t.other_row = (int64_t)op.other.pitch * LANES;
+  t.other_plane = (int64_t)op.other.size * LANES;
+  if (op.kind == GRADIENT) {
+    const auto run = gradient_function(x1 - x0, std::make_index_sequence<MAX_WIDTH>{});
+    for (int block = 0; block < op.blocks; ++block) run(op, t, gradient, block, first, last);
+    return;
+  }
+  t.out = out + position(op.out, 0, op.first_y + y0 * op.out_step_y,
+                         op.first_x + x0 * op.out_step_x) * LANES;
+  t.out_row = (int64_t)op.out_step_y * op.out.pitch * LANES;
+  t.out_column = (int64_t)op.out_step_x * LANES;
+  t.out_plane = (int64_t)op.out.size * LANES;
+  const TileFunction run = tile_function(op, y1 - y0, x1 - x0);
+  for (int block = 0; block < op.blocks; ++block) run(op, t, block, first, last);
+}
+
+}  // namespace sparse

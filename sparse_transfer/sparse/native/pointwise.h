@@ -1,0 +1,108 @@
+// Activations, pools and other operations that treat every channel by itself.
+#pragma once
+#include <cmath>
+
+#include "layout.h"
+
+namespace sparse {
+
+enum Activation : int32_t { NONE, RELU, RELU6, HARD_SWISH, HARD_SIGMOID, SILU, SIGMOID };
+
+// exp on [-87, 88] to 2 ulp: 2^n times a polynomial on half of ln 2 (Cephes' coefficients).
+static inline V exponential(V x) {
+  x = at_most(at_least(x, splat(-87.f)), splat(88.f));
+  const V scaled = x * 1.44269504088896341f;
+  const I n = __builtin_convertvector(scaled + (scaled < 0.f ? splat(-.5f) : splat(.5f)), I);
+  const V whole = __builtin_convertvector(n, V);
+  const V r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+  V p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.f;
+  return p * (V)((n + 127) << 23);
+}
+
+static inline V activate(V v, int kind) {
+  const V zero = {}, six = splat(6.f);
+  switch (kind) {
+    case RELU: return at_least(v, zero);
+    case RELU6: return at_most(at_least(v, zero), six);
+    case HARD_SWISH: return v * at_most(at_least(v + 3.f, zero), six) / 6.f;
+    case HARD_SIGMOID: return at_most(at_least(v + 3.f, zero), six) / 6.f;
+    case SILU: return v / (1.f + exponential(-v));
+    case SIGMOID: return 1.f / (1.f + exponential(-v));
+    default: return v;
+  }
+}
+
+// Sums and maxima over windows; the halo holds what counts outside the image.
+template <bool IS_MAX>
+static void pool(const Op& op, const float* in, float* out, int c0, int c1) {
+  const float share = 1.f / (op.kernel_y * op.kernel_x);
+  for (int c = c0; c < c1; ++c)
+    for (int y = 0; y < op.count_y; ++y)
+      for (int x = 0; x < op.count_x; ++x) {
+        const float* corner =
+            in + position(op.in, c, y * op.step_y - op.pad_y, x * op.step_x - op.pad_x) * LANES;
+        float* to = out + position(op.out, c, y, x) * LANES;
+        for (int k = 0; k < PARTS; ++k) {
+          V sum = load(corner + k * WIDTH);
+          for (int i = 0; i < op.kernel_y; ++i)
+            for (int j = i ? 0 : 1; j < op.kernel_x; ++j) {
+              const V v = load(corner + ((int64_t)i * op.in.pitch + j) * LANES + k * WIDTH);
+              if (IS_MAX)
+                sum = v < sum ? sum : v;
+              else
+                sum += v;
+            }
+          store(to + k * WIDTH, IS_MAX ? sum : sum * share);
+        }
+      }
+}
+
+// The mean of every image, in all of its lanes; pixels outside the image are zero.
+static void mean(const Op& op, const float* in, float* out, int c0, int c1) {
+  const Planes& p = op.in;
+  const int blocks = p.rows * p.columns;
+  const float share = 1.f / ((float)p.image_height * p.image_width);
+  for (int c = c0; c < c1; ++c) {
+    V sums[PARTS] = {};
+    for (int y = 0; y < p.height; ++y)
+      for (int x = 0; x < p.width; ++x)
+        for (int k = 0; k < PARTS; ++k)
+          sums[k] += load(in + position(p, c, y, x) * LANES + k * WIDTH);
+    float lanes[LANES];
+    std::memcpy(lanes, sums, sizeof lanes);
+    float* to = out + position(op.out, c, 0, 0) * LANES;
+    for (int first = 0; first < LANES; first += blocks) {
+      float sum = 0.f;
+      for (int l = 0; l < blocks; ++l) sum += lanes[first + l];
+      for (int l = 0; l < blocks; ++l) to[first + l] = sum * share;
+    }
+  }
+}
+
+static void pointwise(const Op& op, const float* in, const float* other, float* out, int c0, int c1) {
+  const Planes& p = op.in;
+  for (int c = c0; c < c1; ++c) {
+    const V scale = splat(op.scale ? op.scale[c] : 1.f), bias = splat(op.bias ? op.bias[c] : 0.f);
+    for (int y = 0; y < p.height; ++y) {
+      const float* from = in + position(p, c, y, 0) * LANES;
+      float* to = out + position(op.out, c, y, 0) * LANES;
+      const float* second =
+          other ? other + position(op.other, c, op.gate ? 0 : y, 0) * LANES : nullptr;
+      for (int i = 0; i < p.width * PARTS; ++i) {
+        V v = load(from + i * WIDTH) * scale + bias;
+        if (second && !op.gate) v += load(second + i * WIDTH);
+        v = activate(v, op.activation);
+        if (second && op.gate) v *= load(second + i % PARTS * WIDTH);
+        store(to + i * WIDTH, v);
+      }
+    }
+  }
+}
+
+}  // namespace sparse

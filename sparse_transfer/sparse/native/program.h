@@ -1,0 +1,68 @@
+// What Python hands over: a program of operations on buffers of planes. The mirror is program.py.
+#pragma once
+#include <cstdint>
+
+namespace sparse {
+
+// A buffer of channels. Sixteen lanes share a position: `images` images, each cut into a grid of
+// `rows` x `columns` blocks of `height` x `width` pixels; lane = (image * rows + row) * columns +
+// column. Pixel (y, x) of every block of channel c lies, as one aligned vector, at position
+// c * size + (top + y) * pitch + left + x. Around the block there is a halo.
+struct Planes {
+  int64_t at;    // first float, from the start of the arena
+  int64_t item;  // floats from item to item in the arena of the batch; -1: in that of the thread
+  int32_t channels, height, width, top, left, pitch, size;
+  int32_t image_height, image_width;  // pixels of a whole image; blocks may stick out
+  int32_t images, rows, columns;
+};
+
+struct Entry {  // a weight that is not zero, and where its input lies from the tile's first
+  float value;
+  int32_t offset;  // floats
+};
+
+enum Kind : int32_t {
+  LOAD,       // tensor -> out
+  STORE,      // in -> tensor
+  HALO,       // moves within in
+  SPARSE,     // out = activation(entries * in + bias + other)
+  DENSE,      // the same with a dense matrix
+  GRADIENT,   // values += <other, in> for every entry
+  MAX_POOL,   // in -> out
+  AVERAGE_POOL,
+  MEAN,       // in -> out of one position, over all pixels of an image
+  POINTWISE,  // out = activation(in * scale + bias + other) * gate
+  REGRID,     // in -> out, which cuts the same images into other lanes
+};
+
+struct Op {
+  int32_t kind, activation;
+  Planes in, out, other;  // `other` is absent where it has no channels
+  int32_t tensor;         // which tensor is loaded or stored
+  int32_t blocks;         // groups of input channels that are streamed one after the other
+  int64_t strides[4];     // of that tensor, in elements: image, channel, row, column
+  const Entry* entries;
+  const int32_t* pointers;  // SPARSE, GRADIENT: blocks x (n_rows + 1), into entries
+  const int32_t* channels;  // SPARSE, GRADIENT: output channel of each row
+  const float* weights;     // DENSE: (n_rows / block_rows, n_offsets, block_rows)
+  const int32_t* offsets;   // DENSE: of the columns; HALO: (n_moves, 3) from, to, permutation
+  const int32_t* permutations;  // HALO: (any, 16) lane to take, or -1
+  const float* bias;            // per output channel, or null
+  const float* scale;           // POINTWISE: per channel, or null
+  float* gradient;              // GRADIENT: one copy for each thread
+  int64_t gradient_stride;
+  int32_t n_rows, n_offsets, n_moves;
+  int32_t tile_height, tile_width;
+  int32_t step_y, step_x;                          // positions from one input to the next
+  int32_t first_y, first_x, out_step_y, out_step_x;  // the same of the output
+  int32_t count_y, count_x;                        // outputs
+  int32_t kernel_y, kernel_x, pad_y, pad_x;        // pools
+  int32_t gate;  // POINTWISE: whether `other` is a gate of one position, which multiplies
+  float fill;    // HALO: what lies outside the image
+};
+
+struct Segment {  // operations that run one after the other for one item: `images` images
+  int32_t first, count, images;
+};
+
+}  // namespace sparse

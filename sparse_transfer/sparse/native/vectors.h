@@ -1,0 +1,67 @@
+// Vectors of the compiler, no intrinsics: one length per instruction level, 16 lanes per position.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+namespace sparse {
+
+constexpr int LANES = 16;  // floats of a position; 64 bytes, a cache line
+
+// A vector longer than the registers is spilled by the compiler, so the length is the target's.
+#if defined(__AVX512F__)
+constexpr int WIDTH = 16;
+constexpr int MAX_TILE = 28;  // positions of a tile whose sums stay in registers
+#elif defined(__AVX__)
+constexpr int WIDTH = 8;
+constexpr int MAX_TILE = 6;
+#elif defined(__aarch64__)
+constexpr int WIDTH = 4;
+constexpr int MAX_TILE = 6;
+#else
+constexpr int WIDTH = 4;
+constexpr int MAX_TILE = 3;
+#endif
+constexpr int PARTS = LANES / WIDTH;  // vectors of a position
+
+typedef float V __attribute__((vector_size(WIDTH * 4), may_alias));
+typedef int32_t I __attribute__((vector_size(WIDTH * 4), may_alias));
+
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 32")
+#endif
+
+static inline V load(const float* p) { return *reinterpret_cast<const V*>(p); }
+static inline void store(float* p, V v) { *reinterpret_cast<V*>(p) = v; }
+static inline V splat(float x) { return x - V{}; }  // x + 0 would turn -0 into 0, and cost an addition
+// A pointer whose origin the compiler forgets, lest it spread one address over many registers.
+static inline const float* apart(const float* p) {
+  asm("" : "+r"(p));
+  return p;
+}
+// A NaN in `v` stays (a comparison with NaN is false).
+static inline V at_least(V v, V low) { return v < low ? low : v; }
+static inline V at_most(V v, V high) { return v > high ? high : v; }
+
+// Lane l: the sum of a's lanes l and l^D where bit D of l is clear, else of b's.
+template <int D, std::size_t... L>
+static inline V pair_sums(V a, V b, std::index_sequence<L...>) {
+  return __builtin_shufflevector(a, b, ((L & D) ? WIDTH + L : L)...) +
+         __builtin_shufflevector(a, b, ((L & D) ? WIDTH + (L ^ D) : (L ^ D))...);
+}
+template <int D>
+static inline V pair_sums(V a, V b) {
+  return pair_sums<D>(a, b, std::make_index_sequence<WIDTH>{});
+}
+
+// out[i] += sum over the lanes of c[i], for i < count <= 4.
+static inline void add_sums(const V* c, int count, float* out) {
+  V t = pair_sums<2>(pair_sums<1>(c[0], c[1]), pair_sums<1>(c[2], c[3]));
+  float sums[4] = {t[0], t[1], t[2], t[3]};
+  for (int l = 4; l < WIDTH; ++l) sums[l & 3] += t[l];
+  for (int i = 0; i < count; ++i) out[i] += sums[i];
+}
+
+}  // namespace sparse

@@ -1,0 +1,147 @@
+"""Weights as the kernels stream them: a value and where its input lies, row after row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sparse_transfer.sparse.layout import Axis, Layout
+
+ENTRY = np.dtype([("value", np.float32), ("offset", np.int32)])
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Where a convolution's weight (out, in / groups, height, width) is not zero.
+
+    Attributes:
+        shape: of the weight.
+        groups: of the convolution.
+        out, into, y, x: (n,) output channel, input channel (of all, not of the group), and tap of
+            every non-zero, in the order of the flattened weight.
+        channels: input channels of all groups.
+    """
+
+    shape: tuple[int, int, int, int]
+    groups: int
+    out: np.ndarray
+    into: np.ndarray
+    y: np.ndarray
+    x: np.ndarray
+    channels: int
+
+    @staticmethod
+    def of(kept: np.ndarray, groups: int) -> Pattern:
+        """From a bool array of the weight's shape."""
+        out, into, y, x = (index.astype(np.int32) for index in np.nonzero(kept))
+        per_group = kept.shape[0] // groups
+        into = into + out // per_group * kept.shape[1]
+        channels = kept.shape[1] * groups
+        return Pattern(kept.shape, groups, out, into.astype(np.int32), y, x, channels)
+
+    def only(self, rows: np.ndarray) -> tuple[Pattern, np.ndarray]:
+        """The pattern of some output channels alone, renumbered, and which non-zeros it has."""
+        number = np.full(self.shape[0], -1, dtype=np.int32)
+        number[rows] = np.arange(len(rows))
+        which = number[self.out] >= 0
+        shape = (len(rows), *self.shape[1:])
+        out = number[self.out[which]]
+        pattern = Pattern(
+            shape, self.groups, out, self.into[which], self.y[which], self.x[which], self.channels
+        )
+        return pattern, which
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A sparse matrix in blocks of columns.
+
+    Attributes:
+        entries: (n,) of `ENTRY`.
+        pointers: (blocks × (rows + 1),) int32: where each row of each block begins.
+        order: (n,) int: which non-zero of the pattern every entry is.
+    """
+
+    entries: np.ndarray
+    pointers: np.ndarray
+    order: np.ndarray
+
+    def write(self, values: np.ndarray) -> None:
+        """Replace the values; they come in the pattern's order, (non-zeros of the pattern,)."""
+        self.entries["value"] = values[self.order]
+
+
+def pack_forward(
+    pattern: Pattern, values: np.ndarray, axes: tuple[Axis, Axis], source: Layout, blocks: int
+) -> Packed:
+    """The matrix that makes outputs of inputs that lie in `source`."""
+    y, x = axes[0].taps()[pattern.y], axes[1].taps()[pattern.x]
+    offsets = source.offset(pattern.into, y, x)
+    every = np.arange(len(values))
+    size = (pattern.shape[0], pattern.channels)
+    return _pack(every, pattern.out, pattern.into, offsets, values, size, blocks)
+
+
+def pack_backward(
+    pattern: Pattern,
+    values: np.ndarray,
+    phases: tuple[tuple[int, np.ndarray, np.ndarray], tuple[int, np.ndarray, np.ndarray]],
+    source: Layout,
+    blocks: int,
+) -> Packed:
+    """The matrix that makes the input's gradient, at one remainder of y and x by the stride, of
+    the output's gradient, which lies in `source`."""
+    shifts = []
+    chosen = np.ones(len(values), dtype=bool)
+    for (_, taps, shift), tap, kernel in zip(
+        phases, (pattern.y, pattern.x), pattern.shape[2:], strict=True
+    ):
+        table, reached = np.zeros(kernel, dtype=np.int64), np.zeros(kernel, dtype=bool)
+        table[taps], reached[taps] = shift, True
+        shifts.append(table[tap])
+        chosen &= reached[tap]
+    (which,) = np.nonzero(chosen)
+    out, into = pattern.out[which], pattern.into[which]
+    offsets = source.offset(out, shifts[0][which], shifts[1][which])
+    size = (pattern.channels, pattern.shape[0])
+    return _pack(which, into, out, offsets, values[which], size, blocks)
+
+
+def pack_dense(
+    weight: np.ndarray, axes: tuple[Axis, Axis], source: Layout, rows: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (groups of `rows` channels, taps, rows) float32 and (taps,) int32 offsets.
+
+    Taps that no channel uses are left out, and the last group is filled up with zeros.
+    """
+    out = len(weight)
+    channel, y, x = np.nonzero(weight.any(axis=0))
+    groups = -(-out // rows)
+    padded = np.zeros((groups * rows, len(channel)), dtype=np.float32)
+    padded[:out] = weight[:, channel, y, x]
+    offsets = source.offset(channel, axes[0].taps()[y], axes[1].taps()[x])
+    grouped = padded.reshape(groups, rows, len(channel)).transpose(0, 2, 1)
+    return np.ascontiguousarray(grouped), offsets
+
+
+def _pack(
+    which: np.ndarray,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    offsets: np.ndarray,
+    values: np.ndarray,
+    size: tuple[int, int],
+    blocks: int,
+) -> Packed:
+    n_rows, n_columns = size
+    block = columns.astype(np.int64) * blocks // n_columns
+    key = block * n_rows + rows
+    order = np.argsort(key, kind="stable")
+    entries = np.empty(len(which), dtype=ENTRY)
+    entries["value"], entries["offset"] = values[order], offsets[order]
+    counts = np.bincount(key, minlength=blocks * n_rows).reshape(blocks, n_rows)
+    pointers = np.zeros(blocks * n_rows + 1, dtype=np.int64)
+    np.cumsum(counts.reshape(-1), out=pointers[1:])
+    begins = np.stack([pointers[i * n_rows : (i + 1) * n_rows + 1] for i in range(blocks)])
+    return Packed(entries, begins.astype(np.int32).reshape(-1), which[order])

@@ -1,0 +1,246 @@
+"""Which kernel, tile and blocks a convolution gets: measured once on this CPU, kept on disk."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, final
+
+import numpy as np
+import torch
+
+from sparse_transfer import store
+from sparse_transfer.sparse import tiling
+from sparse_transfer.sparse.abi import Activation
+from sparse_transfer.sparse.layout import Axis, Layout, forward_halo, grid_for
+from sparse_transfer.sparse.library import Library, cpu_name
+from sparse_transfer.sparse.packing import Pattern, pack_dense, pack_forward
+from sparse_transfer.sparse.program import Buffer, Program
+
+CACHES = (24 * 1024, 48 * 1024, 2**30)  # bytes that the inputs of a tile may take
+REPEATS = 3
+DENSEST = 0.7  # above this density the sparse kernel is not tried
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How one convolution is computed.
+
+    Attributes:
+        kind: which kernel.
+        tile: positions, (height, width).
+        blocks: groups of input channels.
+        seconds: for one image on one thread, data in cache; 0 where nothing was measured.
+        dense_seconds: the same for the best dense kernel of the engine; 0 where there is none.
+    """
+
+    kind: Literal["sparse", "dense"]
+    tile: tuple[int, int]
+    blocks: int
+    seconds: float = 0.0
+    dense_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Median seconds of a call of a whole network, in PyTorch and by the engine."""
+
+    dense: float
+    sparse: float
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One convolution as the kernels see it."""
+
+    weight: np.ndarray  # (out, in / groups, height, width) float32
+    rows: np.ndarray  # output channels that are needed
+    groups: int
+    axes: tuple[Axis, Axis]
+    source: Layout
+    target: Layout
+    activation: Activation
+    has_residual: bool
+
+    @property
+    def density(self) -> float:
+        """Share of the weights that are not zero, (0, 1]."""
+        return np.count_nonzero(self.weight) / self.weight.size
+
+    @cached_property
+    def pattern(self) -> tuple[Pattern, np.ndarray]:
+        """Where the needed rows have weights, and the weights."""
+        kept = self.weight != 0
+        pattern, which = Pattern.of(kept, self.groups).only(self.rows)
+        return pattern, self.weight[kept][which]
+
+    def _step(self) -> int:
+        """Densities within about 15 % of each other are one."""
+        return round(math.log(max(self.density, 1e-4)) / math.log(1.15))
+
+    def key(self) -> str:
+        """Equal for problems that take the same time."""
+        y, x = self.axes
+        layout = (self.source.block, self.source.halo, self.source.grid, self.target.block)
+        sizes = (self.weight.shape, len(self.rows), self.groups, y, x, layout)
+        return store.digest([repr(sizes), self._step()])[:24]
+
+
+def problem_of(weight: np.ndarray, axes: tuple[Axis, Axis], batch: int) -> Problem:
+    """A convolution by itself, laid out as suits it best."""
+    grid = grid_for(axes, batch)
+    (in_y, out_y), (in_x, out_x) = axes[0].blocks(grid.rows), axes[1].blocks(grid.columns)
+    out, into = weight.shape[:2]
+    sizes = (axes[0].size, axes[1].size), (axes[0].output, axes[1].output)
+    source = Layout(into, sizes[0], (in_y, in_x), grid, forward_halo(axes, grid))
+    target = Layout(out, sizes[1], (out_y, out_x), grid)
+    return Problem(weight, np.arange(out), 1, axes, source, target, Activation.NONE, False)
+
+
+@final
+class Tuner:
+    """Chooses, and remembers.
+
+    Args:
+        library: the kernels.
+        cache: a JSON file; None measures nothing and chooses by density alone.
+    """
+
+    def __init__(self, library: Library, cache: Path | None) -> None:
+        self.library, self._cache = library, cache
+        self._known: dict[str, dict[str, Any]] = {}
+        self._is_new = False
+        self._asked: list[str] = []
+        if cache is not None and cache.is_file():
+            try:
+                self._known = json.loads(cache.read_text(encoding="utf-8"))
+            except ValueError:  # cut off or edited: it only costs the time to measure again
+                self._known = {}
+
+    def choose(self, problem: Problem) -> Choice:
+        """The fastest way to compute it."""
+        if self._cache is None:
+            return _guess(self.library, problem)
+        key = f"{self.library.level} {problem.key()}"
+        self._asked.append(key)
+        if key not in self._known:
+            self._known[key] = asdict(self._measure(problem))
+            self._is_new = True
+        found = self._known[key]
+        return Choice(**{**found, "tile": tuple(found["tile"])})
+
+    def compare(self, batch: int, measure: Callable[[], tuple[float, float]]) -> Timing:
+        """Seconds of a network without and with the engine, measured once for these problems.
+
+        The problems are all that were asked for so far; the number of threads is part of the key.
+        """
+        threads = torch.get_num_threads()
+        key = f"network {store.digest([self._asked, batch, threads])[:24]}"
+        if key not in self._known:
+            self._known[key] = asdict(Timing(*measure()))
+            self._is_new = True
+        return Timing(**self._known[key])
+
+    def save(self) -> None:
+        """Write what was learnt."""
+        if self._cache is not None and self._is_new:
+            with store.replacing(self._cache) as temporary:
+                temporary.write_text(json.dumps(self._known), encoding="utf-8")
+            self._is_new = False
+
+    def _measure(self, problem: Problem) -> Choice:
+        timed = [(self._time(problem, choice), choice) for choice in self._candidates(problem)]
+        dense = [seconds for seconds, choice in timed if choice.kind == "dense"]
+        seconds, best = min(timed, key=lambda pair: pair[0])
+        return Choice(best.kind, best.tile, best.blocks, seconds, min(dense, default=0.0))
+
+    def _candidates(self, problem: Problem) -> Iterator[Choice]:
+        step = (problem.axes[0].stride, problem.axes[1].stride)
+        reach = tuple(axis.dilation * (axis.kernel - 1) for axis in problem.axes)
+        reach = (reach[0], reach[1])
+        if problem.density <= DENSEST or problem.groups > 1:
+            for tile in tiling.tiles(self.library, problem.target.block, step[1])[:3]:
+                each = {tiling.blocks(problem.source, tile, step, reach, c) for c in CACHES}
+                for blocks in {1} if problem.groups == problem.source.channels else each:
+                    yield Choice("sparse", tile, blocks)
+        if problem.groups == 1:
+            tile = tiling.dense_tile(self.library, problem.target.block[1])
+            for blocks in {tiling.blocks(problem.source, tile, step, reach, c) for c in CACHES[1:]}:
+                yield Choice("dense", tile, blocks)
+
+    def _time(self, problem: Problem, choice: Choice) -> float:
+        source, target = Buffer(problem.source), Buffer(problem.target)
+        residual = Buffer(problem.target) if problem.has_residual else None
+        grid = problem.target.grid
+        program = Program(self.library)
+        program.segment(grid.images)
+        emit(program, problem, choice, source, target, residual, None)
+        program.run([], grid.images, 1)
+        taken = []
+        for _ in range(REPEATS):
+            began = time.thread_time()  # what others do on the machine meanwhile is not counted
+            program.run([], grid.images, 1)
+            taken.append(time.thread_time() - began)
+        return min(taken) / grid.images
+
+
+def emit(
+    program: Program,
+    problem: Problem,
+    choice: Choice,
+    source: Buffer,
+    target: Buffer,
+    residual: Buffer | None,
+    bias: np.ndarray | None,
+) -> None:
+    """Append a convolution to a program, as it was chosen."""
+    step = (problem.axes[0].stride, problem.axes[1].stride)
+    more = {"bias": bias, "residual": residual, "activation": problem.activation}
+    if choice.kind == "dense":
+        weights, offsets = pack_dense(
+            problem.weight, problem.axes, source.layout, program.library.dense_rows
+        )
+        program.dense(
+            weights, offsets, source, target, tile=choice.tile, blocks=choice.blocks, step=step,
+            **more,
+        )  # fmt: skip
+        return
+    pattern, values = problem.pattern
+    packed = pack_forward(pattern, values, problem.axes, source.layout, choice.blocks)
+    program.sparse(
+        packed,
+        source,
+        target,
+        tile=choice.tile,
+        blocks=choice.blocks,
+        channels=problem.rows.astype(np.int32),
+        step=step,
+        count=target.layout.block,
+        **more,
+    )
+
+
+def cache_file() -> Path:
+    """Where the measurements of this CPU are kept: SPARSE_TRANSFER_CACHE, else the user's cache."""
+    place = os.environ.get("SPARSE_TRANSFER_CACHE")
+    folder = Path(place) if place else Path.home() / ".cache" / "sparse-transfer"
+    return folder / f"sparse-kernels-{store.digest([cpu_name(), torch.__version__])[:16]}.json"
+
+
+def _guess(library: Library, problem: Problem) -> Choice:
+    step = (problem.axes[0].stride, problem.axes[1].stride)
+    reach = tuple(axis.dilation * (axis.kernel - 1) for axis in problem.axes)
+    reach = (reach[0], reach[1])
+    if problem.groups > 1 or problem.density <= 0.4:
+        tile = tiling.tiles(library, problem.target.block, step[1])[0]
+        if problem.groups == problem.source.channels:
+            return Choice("sparse", tile, 1)
+        return Choice("sparse", tile, tiling.blocks(problem.source, tile, step, reach))
+    tile = tiling.dense_tile(library, problem.target.block[1])
+    return Choice("dense", tile, tiling.blocks(problem.source, tile, step, reach))

@@ -1,0 +1,53 @@
+"""Which library is opened, and what is said where there is none."""
+
+from __future__ import annotations
+
+import pytest
+
+from sparse_transfer.errors import UserError
+from sparse_transfer.sparse import library
+
+
+@pytest.mark.kernels
+def test_the_best_level_is_taken_and_a_lower_one_can_be_asked_for(monkeypatch):
+    monkeypatch.delenv(library.CHOICE, raising=False)
+    best = library.best_level()
+    assert library.current().level == best
+    monkeypatch.setenv(library.CHOICE, "portable")
+    assert library.current().level == "portable" and library.current().vector == 4
+    monkeypatch.setenv(library.CHOICE, "avx513")
+    with pytest.raises(UserError, match="avx512"):
+        library.best_level()
+
+
+@pytest.mark.kernels
+def test_a_level_that_the_cpu_lacks_is_refused(monkeypatch):
+    monkeypatch.setattr(library, "LEVELS", ("portable", "warp"))
+    monkeypatch.setenv(library.CHOICE, "warp")
+    with pytest.raises(UserError, match="This machine has portable"):
+        library.best_level()
+
+
+def test_without_kernels_the_reason_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(library, "_file", lambda level: None)
+    library._open.cache_clear()
+    for compiler, words in ((None, "Install g"), ("/usr/bin/c++", "install the package again")):
+        monkeypatch.setattr(library.shutil, "which", lambda name, found=compiler: found)
+        assert words in (library.available() or "")
+        with pytest.raises(UserError, match="not compiled when the package was installed"):
+            library.current()
+
+
+@pytest.mark.kernels
+def test_kernels_of_other_sources_are_refused(monkeypatch):
+    class Longer(library.abi.Planes):
+        _fields_ = [("more", library.abi.c_int32), ("and_more", library.abi.c_int32)]
+
+    monkeypatch.setattr(library.abi, "Planes", Longer)
+    library.load.cache_clear()
+    with pytest.raises(UserError, match="compiled from other sources"):
+        library.load("portable")
+
+
+def test_the_cpu_has_a_name():
+    assert len(library.cpu_name()) > 3

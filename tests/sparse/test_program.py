@@ -1,0 +1,209 @@
+"""Operations other than convolutions, each alone between a load and a store, on every level."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional
+
+from sparse_transfer.sparse import library
+from sparse_transfer.sparse.abi import Activation
+from sparse_transfer.sparse.layout import GRIDS, Axis, Grid, Layout, cost, forward_halo
+from sparse_transfer.sparse.packing import pack_dense
+from sparse_transfer.sparse.program import Buffer, Program
+
+pytestmark = pytest.mark.kernels
+LEVELS = [] if library.available() else library.levels()
+grids, sides = st.sampled_from(GRIDS), st.integers(1, 19)
+
+
+def laid(channels: int, size: tuple[int, int], grid: Grid) -> Layout:
+    return Layout(channels, size, (-(-size[0] // grid.rows), -(-size[1] // grid.columns)), grid)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@settings(deadline=None, max_examples=150)
+@given(grids, grids, st.integers(1, 40), sides, sides, st.integers(1, 2))
+def test_images_pass_from_any_lanes_to_any_others(
+    level, first, second, batch, height, width, times
+):
+    size = (height * times, width * times)  # small blocks that are parts of large ones, and not
+    images = torch.randn(batch, 2, *size)
+    program, found = Program(library.load(level)), torch.full_like(images, 7.0)
+    one = Buffer(laid(2, size, first), is_shared=True)
+    two = Buffer(laid(2, size, second))
+    program.segment(first.images)
+    program.load(0, one)
+    program.segment(second.images)
+    program.regrid(one, two)
+    program.store(two, 1)
+    program.run([images, found], batch)
+    assert torch.equal(found, images)
+
+
+@pytest.mark.parametrize("down", [1, 2, 4])
+def test_whole_blocks_are_joined_by_vectors(down):
+    """The way that large images take on their way to fewer pixels, with a part of a batch."""
+    images, first = torch.randn(19, 3, 8, 8), Grid(1, 4, 4)
+    second = Grid(down * down, 4 // down, 4 // down)
+    program, found = Program(library.current()), torch.zeros(19, 3, 8, 8)
+    one, two = Buffer(laid(3, (8, 8), first), is_shared=True), Buffer(laid(3, (8, 8), second))
+    program.segment(first.images)
+    program.load(0, one)
+    program.segment(second.images)
+    program.regrid(one, two)
+    program.store(two, 1)
+    program.run([images, found], 19)
+    assert torch.equal(found, images)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@settings(deadline=None, max_examples=40)
+@given(grids, st.integers(1, 18), sides, sides, st.integers(1, 4), st.integers(1, 3), st.booleans())
+def test_pools_agree(level, grid, batch, height, width, kernel, stride, is_max):
+    pad = kernel // 2
+    axes = tuple(Axis(size, kernel, stride, pad, pad) for size in (height, width))
+    axes = (axes[0], axes[1])
+    if min(axis.output for axis in axes) < 1:
+        return
+    images = torch.randn(batch, 3, height, width)
+    pool = functional.max_pool2d if is_max else functional.avg_pool2d
+    expected = pool(images, kernel, stride, pad)
+    (in_y, out_y), (in_x, out_x) = axes[0].blocks(grid.rows), axes[1].blocks(grid.columns)
+    halo = forward_halo(axes, grid)
+    one = Buffer(Layout(3, (height, width), (in_y, in_x), grid, halo))
+    two = Buffer(Layout(3, (axes[0].output, axes[1].output), (out_y, out_x), grid))
+    program, found = Program(library.load(level)), torch.zeros_like(expected)
+    program.segment(grid.images)
+    program.load(0, one)
+    program.halo(one, -np.inf if is_max else 0.0)
+    program.pool(one, two, axes, is_max)
+    program.store(two, 1)
+    program.run([images, found], batch)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("grid", [Grid(1, 4, 4), Grid(2, 2, 4), Grid(16, 1, 1)])
+def test_means_lie_in_all_lanes_of_their_image_and_gate_it(level, grid):
+    images = torch.randn(5, 3, 7, 9)
+    values = Buffer(laid(3, (7, 9), grid))
+    mean, gated = Buffer(Layout(3, (1, 1), (1, 1), grid)), Buffer(laid(3, (7, 9), grid))
+    program = Program(library.load(level))
+    found, means = torch.zeros(5, 3, 7, 9), torch.zeros(5, 3, 1, 1)
+    program.segment(grid.images)
+    program.load(0, values)
+    program.halo(values)
+    program.mean(values, mean)
+    program.store(mean, 1)
+    program.pointwise(values, gated, other=mean, is_gate=True, activation=Activation.RELU)
+    program.store(gated, 2)
+    program.run([images, means, found], 5)
+    expected = images.mean((2, 3), keepdim=True)
+    torch.testing.assert_close(means, expected)
+    torch.testing.assert_close(found, images.relu() * expected)
+
+
+FUNCTIONS = {
+    Activation.NONE: lambda x: x,
+    Activation.RELU: functional.relu,
+    Activation.RELU6: functional.relu6,
+    Activation.HARD_SWISH: functional.hardswish,
+    Activation.HARD_SIGMOID: functional.hardsigmoid,
+    Activation.SILU: functional.silu,
+    Activation.SIGMOID: torch.sigmoid,
+}
+
+
+def changed(level: str, images: Tensor, **how) -> Tensor:
+    """The result of one pointwise operation."""
+    layout = laid(images.shape[1], (images.shape[2], images.shape[3]), Grid(4, 2, 2))
+    program, found = Program(library.load(level)), torch.empty_like(images)
+    one, two, three = Buffer(layout), Buffer(layout), Buffer(layout)
+    program.segment(4)
+    program.load(0, one)
+    program.load(1, two)
+    program.pointwise(one, three, other=two, **how)
+    program.store(three, 2)
+    program.run([images, images.flip(0), found], len(images))
+    return found
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("activation", Activation)
+def test_activations_agree_over_their_whole_range(level, activation):
+    images = torch.cat([torch.linspace(-100, 100, 6000), torch.linspace(-9, 9, 6000)])
+    images = images.reshape(10, 2, 24, 25)
+    scale, bias = np.array([1.0, -0.5], np.float32), np.array([0.0, 2.0], np.float32)
+    before = images * torch.tensor([1, -0.5])[:, None, None] + torch.tensor([0, 2.0])[:, None, None]
+    found = changed(level, images, scale=scale, bias=bias, activation=activation)
+    expected = FUNCTIONS[activation]((before + images.flip(0)).double())
+    torch.testing.assert_close(found.double(), expected, rtol=3e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@settings(deadline=None, max_examples=30)
+@given(
+    grids, st.integers(1, 17), st.integers(1, 6), st.integers(1, 9), sides, st.integers(1, 4),
+    st.integers(1, 3), st.integers(1, 3), st.sampled_from(Activation),
+)  # fmt: skip
+def test_dense_convolutions_agree(
+    level, grid, batch, into, out, size, kernel, stride, blocks, activation
+):
+    kernel = min(kernel, size)
+    axis = Axis(size, kernel, stride, kernel // 2, kernel // 2)
+    images, bias = torch.randn(batch, into, size, size), torch.randn(out)
+    weight = torch.randn(out, into, kernel, kernel)
+    plain = functional.conv2d(images.double(), weight.double(), bias.double(), stride, kernel // 2)
+    other = torch.randn(plain.shape)
+    expected = FUNCTIONS[activation](plain + other)
+    (in_y, out_y), (in_x, out_x) = axis.blocks(grid.rows), axis.blocks(grid.columns)
+    source = Layout(into, (size, size), (in_y, in_x), grid, forward_halo((axis, axis), grid))
+    target = Layout(out, (axis.output, axis.output), (out_y, out_x), grid)
+    one, two, three = Buffer(source), Buffer(target), Buffer(target)
+    lib = library.load(level)
+    program, found = Program(lib), torch.zeros(plain.shape)
+    weights, offsets = pack_dense(weight.numpy(), (axis, axis), source, lib.dense_rows)
+    program.segment(grid.images)
+    program.load(0, one)
+    program.load(1, two)
+    program.halo(one)
+    program.dense(
+        weights, offsets, one, three, tile=(1, min(lib.dense_width, out_x)), blocks=blocks,
+        step=(stride, stride), bias=bias.numpy(), residual=two, activation=activation,
+    )  # fmt: skip
+    program.store(three, 2)
+    program.run([images, other, found], batch)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_buffers_share_memory_only_when_one_is_no_longer_needed():
+    layout = laid(2, (4, 4), Grid(1, 4, 4))
+    a, b, c, d = (Buffer(layout) for _ in range(4))
+    program = Program(library.current())
+    program.segment(1)
+    program.load(0, a)
+    program.pointwise(a, b)
+    program.pointwise(b, c)
+    program.pointwise(c, d, other=a)
+    program.store(d, 1)
+    assert program.floats(1, 1) >= 3 * layout.floats
+    spans = {buffer: (buffer.uses[0], buffer.uses[-1]) for buffer in (a, b, c, d)}
+    for one, two in itertools.combinations(spans, 2):
+        together = spans[one][0] <= spans[two][1] and spans[two][0] <= spans[one][1]
+        apart = abs(one.at - two.at) >= layout.floats
+        assert apart or not together
+    assert b.at == d.at
+
+
+def test_costs_follow_idle_lanes_and_small_blocks():
+    seven = (Axis(7), Axis(7))
+    assert cost(seven, Grid(16, 1, 1), 16) == pytest.approx(1 + 3 / 16)
+    assert cost(seven, Grid(16, 1, 1), 1) == pytest.approx(16 * (1 + 3 / 16))
+    assert cost(seven, Grid(1, 4, 4), 1) == pytest.approx(64 / 49 * (1 + 3 / 4))
