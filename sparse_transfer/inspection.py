@@ -158,10 +158,13 @@ def inspect_model(
         UserError: the model cannot take images of this size.
     """
     model = loaded.model
-    size = image_size or loaded.spec["pretrained_cfg"]["input_size"][-1]
+    own = loaded.spec["pretrained_cfg"]["input_size"][-1]
+    size = image_size if image_size is not None else own
     generator = torch.Generator().manual_seed(derive(0, "inspect"))
-    example = torch.randn(batch_size, 3, size, size, generator=generator)
     try:
+        if size < 1:
+            raise ValueError("An image has at least one pixel.")
+        example = torch.randn(batch_size, 3, size, size, generator=generator)
         macs = cost.macs(model, size, masks)
         inputs = layer_inputs(model, example)
     except (RuntimeError, AssertionError, ValueError) as error:

@@ -187,7 +187,7 @@ def score(folder: Path) -> str:
 
 def _preprocess(facts: Mapping[str, Any], image_size: int | None, crop: str | None) -> dict:
     """A checkpoint's own size and crop, or others."""
-    size = image_size or facts["image_size"]
+    size = image_size if image_size is not None else facts["image_size"]
     made = {"image_size": size, "crop": crop or facts["crop"]}
     if made["crop"] == "center":
         made["resize"] = round(size / facts["crop_pct"])

@@ -87,5 +87,6 @@ def test_images_of_an_impossible_size_are_refused():
         models.build(spec, num_classes=5, image_size=64, seed=0)
     spec = ModelSpec(name="torchvision:squeezenet1_1", weights="random")
     loaded = models.build(spec, num_classes=5, image_size=64, seed=0)
-    with pytest.raises(UserError, match="images of 8 pixels"):
-        inspection.inspect_model(loaded, None, image_size=8)
+    for size in (8, 0, -5):  # 0 is no way to say the model's own size
+        with pytest.raises(UserError, match=f"images of {size} pixels"):
+            inspection.inspect_model(loaded, None, image_size=size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -89,6 +89,10 @@ def inspect(
         str | None,
         typer.Option(help="Task card: prune each layer alone to 80, 90, 95 % and score it."),
     ] = None,
+    judge: Annotated[
+        Literal["auto", "head", "probe"],
+        typer.Option(help="Of --sensitivity; `auto`: the head if recorded to be the task's."),
+    ] = "auto",
     dense: Annotated[
         str | None, typer.Option(help="The dense checkpoint or model, for its times and totals.")
     ] = None,
@@ -97,7 +101,8 @@ def inspect(
     ] = 200,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per timed call.")] = 1,
     image_size: Annotated[
-        int | None, typer.Option(help="Pixels of the timed calls; default: the model's own.")
+        int | None,
+        typer.Option(min=8, help="Pixels of the timed calls; default: the model's own."),
     ] = None,
     weights: Annotated[
         str, typer.Option(help="For model names: `pretrained`, `random`, or a weight file.")
@@ -126,7 +131,9 @@ def inspect(
         beside = inspection.inspect_model(full, None, batch_size=batch_size, image_size=image_size)
     measured = None
     if sensitivity is not None:
-        measured = layer_sensitivity.measure(loaded, sensitivity, context, images=images)
+        measured = layer_sensitivity.measure(
+            loaded, sensitivity, context, judge=judge, images=images
+        )
     if as_json:
         parts = {"inspected": found, "dense": beside, "sensitivity": measured}
         print_json({name: part.to_json() for name, part in parts.items() if part is not None})
