@@ -108,6 +108,7 @@ def test_dense_models_that_disagree_stand_side_by_side(here: Path, capsys):
     text = (made / "summary.md").read_text(encoding="utf-8")
     titles = re.findall("^## (.*Linear probe.*)$", text, re.MULTILINE)
     assert len(titles) == len(set(titles)) > 1, titles
+    assert all(t.startswith("own results") != ("(imported)" in t) for t in titles), titles
     assert str(here) not in re.findall("^# (.*)$", text, re.MULTILINE)[0]
     assert "magnitude" in text.splitlines()[0] and "beside theirs" in text.splitlines()[0]
     assert {"magnitude"} in methods

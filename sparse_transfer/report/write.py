@@ -134,7 +134,7 @@ def build(
     sections = [made for section in ALL if (made := section(material))]
     sections = [imported.marked(section, known["imported"]) for section in sections]
     summary = [
-        replace(table, title=f"{part.title}: {table.title}") if part.title else table
+        _headed(table, part.title, known["imported"])
         for section in sections
         if section.name == ("answer" if known["answer"] else "summary")
         for part in section.parts
@@ -179,6 +179,14 @@ def save(report: Report, out: Path) -> Path:
             (out / name).unlink(missing_ok=True)
     write_json(out / LIST, written)
     return out / "index.html"
+
+
+def _headed(table: Table, place: str, imported: str) -> Table:
+    """A table that stands without its heading: of which arm it is, and whether of own results."""
+    if not place:
+        return table
+    is_own = imported == "some" and "origin" not in table.frame
+    return replace(table, title=f"{'own results, ' if is_own else ''}{place}: {table.title}")
 
 
 def _with_defaults(facts: Mapping[str, Any]) -> dict[str, Any]:
