@@ -51,6 +51,7 @@ def test_plan_prints_the_times_and_runs_nothing(colours: Path, tmp_path: Path, c
     assert call("try", *MODEL, str(colours), *SHORT, "--plan", "--runs", str(runs)) == 0
     printed = capsys.readouterr().out
     assert "3 classes; images: 22 training, 7 validation, 7 test." in printed
+    assert "Only 7 test images: the interval of an error will be about ± 30 points." in printed
     assert "quick" in printed and "<- this one" in printed
     for row in ("dense continued", "gmp", "fggp", "one-shot, then fine-tuned", "linear only"):
         assert row in printed
@@ -66,6 +67,7 @@ def test_a_run_ends_in_sentences_and_is_not_done_twice(
     assert call("try", *MODEL, str(colours), *SHORT, "--yes", "--runs", str(runs)) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "Pruned on the downstream task (not transfer)" in printed
+    assert "Recommended: " in printed and "against dense continued" in printed
     assert "of 7 images" in printed and "ms per image" in printed
     assert "MB with the zeros compressed" in printed
     assert "no choice was made on the test images" in printed
