@@ -153,6 +153,7 @@ def open_checkpoint(folder: Path | str) -> Checkpoint:
         title=record["title"],
         opens_with=record["opens_with"],
         declared_sparse=masks is not None,
+        trained_on=record["facts"].get("trained_on"),
     )
     return Checkpoint(model, masks, loaded, record["facts"])
 
@@ -179,12 +180,14 @@ def kept_weights(spec: ModelSpec) -> dict[str, int] | None:
 
 
 def imported(spec: ModelSpec) -> dict[str, Any]:
-    """`{"imported": …}` where a model is loaded from a checkpoint of foreign origin, else `{}`.
+    """`{"imported": …}` where the weights come from a checkpoint of foreign origin, else `{}`.
 
     What is made from such a checkpoint passes it on: the layout decides how images are resized.
+    Random weights and those of another file take the architecture alone.
     """
     record = Path(spec.name.removeprefix(weights.LOCAL_DIR)) / RECORD
-    if not spec.name.startswith(weights.LOCAL_DIR) or not record.is_file():
+    is_folder = spec.name.startswith(weights.LOCAL_DIR) and record.is_file()
+    if not is_folder or spec.weights != "pretrained":
         return {}
     facts = _read_record(record.parent)["facts"]
     return {"imported": facts["imported"]} if "imported" in facts else {}

@@ -131,6 +131,21 @@ def sizes(model: nn.Module, masks: Masks | None = None) -> Sizes:
     return Sizes(dense, dense - saved)
 
 
+def channels(module: nn.Conv1d | nn.Conv2d | nn.Linear) -> tuple[int, int, int, int]:
+    """(outputs, dead outputs, inputs, dead inputs) of a layer.
+
+    An output is dead where all weights of its filter are zero; an input where no filter of its
+    group has a weight for it.
+    """
+    groups = getattr(module, "groups", 1)
+    alive = module.weight.detach().ne(0).flatten(2) if module.weight.ndim > 2 else None
+    alive = alive.any(2) if alive is not None else module.weight.detach().ne(0)  # (out, in/groups)
+    by_group = alive.reshape(groups, -1, alive.shape[1])
+    outputs, inputs = alive.shape[0], groups * alive.shape[1]
+    dead_outputs = outputs - int(alive.any(1).sum())
+    return outputs, dead_outputs, inputs, inputs - int(by_group.any(1).sum())
+
+
 def dead_channels(model: nn.Module) -> DeadChannels:
     """Filters that are entirely zero, over all convolutions; a classifier that is linear is not.
 
@@ -139,10 +154,8 @@ def dead_channels(model: nn.Module) -> DeadChannels:
     found = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv1d | nn.Conv2d):
-            alive = module.weight.detach().flatten(1).ne(0).any(dim=1)
-            channels = alive.numel()
-            dead = channels - int(alive.sum())
-            found[f"{name}.weight"] = (dead, channels, module.weight.numel())
+            outputs, dead, *_ = channels(module)
+            found[f"{name}.weight"] = (dead, outputs, module.weight.numel())
     return DeadChannels(found)
 
 

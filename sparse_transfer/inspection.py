@@ -158,10 +158,13 @@ def inspect_model(
         UserError: the model cannot take images of this size.
     """
     model = loaded.model
-    size = image_size or loaded.spec["pretrained_cfg"]["input_size"][-1]
+    own = loaded.spec["pretrained_cfg"]["input_size"][-1]
+    size = image_size if image_size is not None else own
     generator = torch.Generator().manual_seed(derive(0, "inspect"))
-    example = torch.randn(batch_size, 3, size, size, generator=generator)
     try:
+        if size < 1:
+            raise ValueError("An image has at least one pixel.")
+        example = torch.randn(batch_size, 3, size, size, generator=generator)
         macs = cost.macs(model, size, masks)
         inputs = layer_inputs(model, example)
     except (RuntimeError, AssertionError, ValueError) as error:
@@ -173,7 +176,7 @@ def inspect_model(
     rows = []
     for path, module in layers(model).items():
         name = f"{path}.weight"
-        out, dead_out, read, dead_in = dead_channels(module)
+        out, dead_out, read, dead_in = cost.channels(module)
         own = macs.layers[name].dense if name in macs.layers else 0
         signals.raise_if_stopped()
         times = layer_seconds(module, inputs[path]) if timed and path in inputs else {}
@@ -214,21 +217,6 @@ def layers(model: nn.Module) -> dict[str, Layer]:
         for path, module in model.named_modules()
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear)
     }
-
-
-def dead_channels(module: Layer) -> tuple[int, int, int, int]:
-    """(outputs, dead outputs, inputs, dead inputs) of a layer.
-
-    An output is dead where all weights of its filter are zero; an input where no filter of its
-    group has a weight for it.
-    """
-    groups = getattr(module, "groups", 1)
-    alive = module.weight.detach().ne(0).flatten(2) if module.weight.ndim > 2 else None
-    alive = alive.any(2) if alive is not None else module.weight.detach().ne(0)  # (out, in/groups)
-    by_group = alive.reshape(groups, -1, alive.shape[1])
-    outputs, inputs = alive.shape[0], groups * alive.shape[1]
-    dead_outputs = outputs - int(alive.any(1).sum())
-    return outputs, dead_outputs, inputs, inputs - int(by_group.any(1).sum())
 
 
 def layer_inputs(model: nn.Module, example: Tensor) -> dict[str, Tensor]:

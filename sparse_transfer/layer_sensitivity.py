@@ -5,11 +5,11 @@ else stays as it is, nothing is trained and no batch-norm statistics are recompu
 gets its weights back. A layer that is sparser than that already loses nothing by definition, and
 is not run.
 
-Where the model's classifier has as many classes as the task, it is judged by its own outputs. Else
-by a logistic regression on the pooled features, fitted once, on training images of the intact
-network, and held fixed: what is measured is how far the features move for the decision that was
-fitted to them, and the classifier itself is left out. Equal numbers of classes are no proof that
-the classifier is the task's; the intact accuracy is printed beside the changes for that reason.
+Where the model's classifier is recorded to be the task's, or is asked for, the model is judged by
+its own outputs. Else by a logistic regression on the pooled features, fitted once, on training
+images of the intact network, and held fixed: what is measured is how far the features move for the
+decision that was fitted to them, and the classifier itself is left out. Equal numbers of classes
+are no proof that the classifier is the task's. Of a network at chance level nothing is said.
 
 What is finished is kept in the cache layer by layer, so a stopped measurement goes on.
 """
@@ -17,10 +17,10 @@ What is finished is kept in the cache layer by layer, so a stopped measurement g
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from sparse_transfer.models import LoadedModel
 from sparse_transfer.pruning.layers import prunable
 from sparse_transfer.seeds import derive
 from sparse_transfer.stages.context import Context
+from sparse_transfer.stages.evaluate import check_head
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,8 @@ LEVELS = (0.8, 0.9, 0.95)
 TRAIN_FACTOR = 4  # images that a probe is fitted on, over those it is judged by
 ABSENT = -50.0  # log-probability of a class that the probe never saw
 VERSION = 1
+
+Judge = Literal["auto", "head", "probe"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class Sensitivity:
         judged_by: `head` or `probe`.
         images: test images that were looked at, of `available`.
         accuracy: of the intact network on them.
+        chance: the share of the commonest class among them.
         layers: path → level → change.
     """
 
@@ -73,6 +77,7 @@ class Sensitivity:
     images: int
     available: int
     accuracy: float
+    chance: float
     layers: dict[str, dict[float, Change]]
 
     def ranked(self) -> list[str]:
@@ -87,8 +92,19 @@ class Sensitivity:
 
         return sorted(self.layers, key=harm)
 
+    def is_chance(self) -> bool:
+        """Whether the intact network is within two standard errors of guessing one class."""
+        error = (self.chance * (1 - self.chance) / self.images) ** 0.5
+        return self.accuracy <= self.chance + 2 * error
+
     def sentence(self) -> str:
-        """The three layers that matter, and what that means."""
+        """The three layers that matter, and what that means; or that nothing can be said."""
+        if self.is_chance():
+            return (
+                f"Which layers matter cannot be said: intact, the network is no better than chance "
+                f"on {self.task} ({self.accuracy:.1%}; the commonest of the classes is "
+                f"{self.chance:.1%} of the {self.images} images)."
+            )
         worst = []
         for layer in self.ranked()[:3]:
             mean = np.mean([change.accuracy for change in self.layers[layer].values()])
@@ -116,7 +132,7 @@ class Sensitivity:
         judge = {
             "head": "its own classifier",
             "probe": "a logistic regression on its features, fitted once and held fixed, since "
-            "its classifier has another number of classes",
+            "its classifier is not known to be this task's",
         }
         return (
             f"Intact, the network is right on {self.accuracy:.1%} of {self.images} of "
@@ -133,6 +149,7 @@ def measure(
     task_name: str,
     context: Context,
     *,
+    judge: Judge = "auto",
     images: int = 200,
     batch_size: int = 32,
 ) -> Sensitivity:
@@ -141,10 +158,12 @@ def measure(
     Args:
         loaded: the network, in any mode; left as it was.
         task_name: a task card.
+        judge: the network's own head, a probe, or the head where it is recorded to be the task's.
         images: at most this many test images, chosen at random (the same ones each time).
 
     Raises:
-        UserError: the task or its data is not there, or the network cannot take its images.
+        UserError: the task or its data is not there, the network cannot take its images, or its
+            head is asked for and has another number of classes.
         StopRequested: a signal came; what is finished is in the cache.
     """
     task = data.open_task(
@@ -155,9 +174,10 @@ def measure(
     test = transform.images(task.test, context.cache)
     chosen = _some(len(test), images, "test")
     labels = np.asarray(test.labels)[chosen]
-    judge, judged_by = _judge(model, task, transform, images, batch_size, context)
+    judged_by = _judged_by(loaded, task, judge)
+    outputs = _outputs(model, task, transform, judged_by, images, batch_size, context)
 
-    intact = judge(test, chosen)
+    intact = outputs(test, chosen)
     if not np.isfinite(intact).all():
         raise UserError(
             f"The outputs of {loaded.title} on {task.card.name} are not finite numbers.",
@@ -187,7 +207,7 @@ def measure(
             signals.raise_if_stopped()
             weight = model.get_parameter(f"{path}.weight")
             with pruned_alone(weight, level) as is_changed:
-                after = score(judge(test, chosen), labels) if is_changed else (accuracy, loss)
+                after = score(outputs(test, chosen), labels) if is_changed else (accuracy, loss)
             changes.append([after[0] - accuracy, after[1] - loss])
         found[path] = changes
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -199,6 +219,7 @@ def measure(
         len(chosen),
         len(test),
         accuracy,
+        float(np.bincount(labels).max() / len(labels)),
         {
             path: {level: Change(*c) for level, c in zip(LEVELS, found[path], strict=True)}
             for path in paths
@@ -252,29 +273,68 @@ def _judged(model: nn.Module, judged_by: str) -> list[str]:
     return list(prunable(model, ["head"] if judged_by == "probe" else []))
 
 
-Judge = Callable[[Images, np.ndarray], np.ndarray]  # images, rows → (n, classes) logits
+def is_trained_on(
+    recorded: Mapping[str, str] | None, task_name: str, classes: Sequence[str]
+) -> bool:
+    """Whether a classifier is recorded to tell these classes apart, in this order.
+
+    That is so for the task itself, and for another one whose classes have the same names (a further
+    test set), unless these are mere numbers.
+
+    Args:
+        recorded: from `models.trained_on`; None where nothing is known.
+    """
+    if recorded is None or recorded["classes"] != store.digest(list(classes)):
+        return False
+    return recorded["name"] == task_name or not all(name.isdecimal() for name in classes)
 
 
-def _judge(
+def _judged_by(loaded: LoadedModel, task: data.Task, judge: Judge) -> Literal["head", "probe"]:
+    """The judge that was asked for, or the head where it is known to be the task's."""
+    name, own = task.card.name, models.model_classes(loaded.model)
+    if judge == "head":
+        check_head(own, name, len(task.classes))
+    if judge != "auto":
+        return judge
+    if own != len(task.classes):
+        return "probe"
+    if is_trained_on(loaded.trained_on, name, task.classes):
+        return "head"
+    log.warning(
+        "the classifier has %d classes, as %s has, but is not recorded to be trained on it, so a "
+        "probe judges; --judge head takes it nevertheless",
+        own,
+        name,
+    )
+    return "probe"
+
+
+def _outputs(
     model: nn.Module,
     task: data.Task,
     transform: inputs.Transform,
+    judged_by: str,
     images: int,
     batch_size: int,
     context: Context,
-) -> tuple[Judge, str]:
-    """How outputs are made: by the model's own head, or by a probe fitted on intact features."""
-    classes = len(task.classes)
-    if models.model_classes(model) == classes:
-        return lambda part, rows: _run(model, model, part, rows, batch_size, context), "head"
+) -> Callable[[Images, np.ndarray], np.ndarray]:
+    """Images and rows → (n, classes) logits, by the head or a probe fitted on intact features."""
+    if judged_by == "head":
+        return lambda part, rows: _run(model, model, part, rows, batch_size, context)
     train = transform.images(task.train, context.cache)
     rows = _some(len(train), TRAIN_FACTOR * images, "train")
 
     def pooled(part: Images, chosen: np.ndarray) -> np.ndarray:
         return _run(model, lambda x: models.features(model, x), part, chosen, batch_size, context)
 
-    probe = fit_probe(pooled(train, rows), np.asarray(train.labels)[rows], classes)
-    return lambda part, chosen: probe(pooled(part, chosen)), "probe"
+    if not len(rows):
+        raise UserError(
+            f"{task.card.name} has no training images to fit a probe on.",
+            "The classifier is not recorded to be this task's, so it does not judge.",
+            "If it is, say --judge head.",
+        )
+    probe = fit_probe(pooled(train, rows), np.asarray(train.labels)[rows], len(task.classes))
+    return lambda part, chosen: probe(pooled(part, chosen))
 
 
 def fit_probe(x: np.ndarray, y: np.ndarray, classes: int) -> Callable[[np.ndarray], np.ndarray]:

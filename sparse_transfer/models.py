@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from sparse_transfer.errors import UserError, unknown_name
 from sparse_transfer.model_source import TRANSFORM, Source, resolve
 from sparse_transfer.pruning.structured.shrink import ShrinkPlan
 from sparse_transfer.seeds import derive
-from sparse_transfer.store import read_json
+from sparse_transfer.store import digest, read_json
 from sparse_transfer.weights import content_hash
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "resolve",
     "rows_of_head",
     "skeleton",
+    "trained_on",
     "with_transform",
 ]
 
@@ -59,6 +60,7 @@ class LoadedModel:
         opens_with: who can build the architecture.
         declared_sparse: the weights come from a checkpoint folder that holds a mask.
         shrink: what the model lacks of the full-size network of its spec; None for nothing.
+        trained_on: the task that the classifier is known to tell apart, from `trained_on`.
     """
 
     model: nn.Module
@@ -67,6 +69,16 @@ class LoadedModel:
     opens_with: OpensWith
     declared_sparse: bool = False
     shrink: ShrinkPlan | None = None
+    trained_on: Mapping[str, str] | None = None
+
+
+def trained_on(task: str, classes: Sequence[str]) -> dict[str, str]:
+    """How a checkpoint records the task of its classifier: its name, and a digest of the classes.
+
+    Args:
+        classes: their names, in the order of the outputs.
+    """
+    return {"name": task, "classes": digest(list(classes))}
 
 
 def build(

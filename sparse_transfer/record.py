@@ -141,7 +141,7 @@ def collect(store: Store, name: str | None) -> Results:
             checkpoint = manifest["parents"].get("checkpoint", {"id": run["id"]})["id"]
             for row in result.get("rows", ()):
                 rows.append({**shared, **_flat(row, folder), "checkpoint": checkpoint})
-                references[row["task"]] = run.get("task", row["task"])
+                references[row["task"]] = run.get("reference", run.get("task", row["task"]))
             few_shot += _few_shot_rows(subject, result)
             class_names |= result.get("class_names", {})
             bench += [
@@ -380,7 +380,7 @@ def _add_mac_ratio(
 
 def _task(run: Run) -> dict[str, Any]:
     task = getattr(run.spec, "task", None)
-    return {"task": task.title} if task else {}
+    return {"task": task.title, "reference": task.name} if task else {}
 
 
 def _path(store: Store, name: str) -> Path:

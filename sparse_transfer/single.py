@@ -56,7 +56,7 @@ def prune_experiment(
         )
     at = "" if sparsity is None else f" at {sparsity:.4g}"
     raw = {
-        "name": "prune-" + slug(f"{model}-{method}{at.replace(' at ', '-')}"),
+        "name": "prune-" + store.slug(f"{model}-{method}{at.replace(' at ', '-')}"),
         "title": f"{model}, {method}{at}",
         "upstream": {
             "models": [
@@ -131,7 +131,7 @@ def transfer_experiment(
     # two rows of one name would be taken for one method
     method = "given" if dense and facts["method"] == "dense" else facts["method"]
     raw = {
-        "name": f"transfer-{slug(checkpoint.resolve().parent.name)}-{facts['digest'][:8]}",
+        "name": f"transfer-{store.slug(checkpoint.resolve().parent.name)}-{facts['digest'][:8]}",
         "title": f"Transfer of {checkpoint}",
         "upstream": {
             "models": [{"name": f"local-dir:{base}", "label": facts["model"]}],
@@ -166,7 +166,7 @@ def evaluate_experiment(
     """
     facts = checkpoint_facts(checkpoint)
     raw = {
-        "name": f"evaluate-{slug(checkpoint.resolve().parent.name)}-{facts['digest'][:8]}",
+        "name": f"evaluate-{store.slug(checkpoint.resolve().parent.name)}-{facts['digest'][:8]}",
         "title": f"Evaluation of {checkpoint}",
         "upstream": {
             "models": [{"name": f"local-dir:{checkpoint}", "label": facts["model"]}],
@@ -187,7 +187,7 @@ def score(folder: Path) -> str:
 
 def _preprocess(facts: Mapping[str, Any], image_size: int | None, crop: str | None) -> dict:
     """A checkpoint's own size and crop, or others."""
-    size = image_size or facts["image_size"]
+    size = image_size if image_size is not None else facts["image_size"]
     made = {"image_size": size, "crop": crop or facts["crop"]}
     if made["crop"] == "center":
         made["resize"] = round(size / facts["crop_pct"])
@@ -261,10 +261,3 @@ def pairs(assignments: Sequence[str], flag: str) -> dict[str, Any]:
             )
         values[name], _ = experiment_file.parse_yaml(text, f"{flag} {name}")
     return values
-
-
-def slug(text: str) -> str:
-    """A text as a name of files and experiments: small letters, digits, `.`, `_` and `-`."""
-    return "".join(
-        c if c.isascii() and (c.isalnum() or c in "._") else "-" for c in text.lower()
-    ).strip("-._")

@@ -15,6 +15,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,12 @@ from filelock import FileLock, Timeout
 from sparse_transfer.errors import UserError
 
 Status = Literal["finished", "partial", "failed", "new"]
+
+
+def slug(*parts: object) -> str:
+    """A file name of the parts: small letters, digits, dots and dashes only."""
+    text = "-".join(str(part) for part in parts if str(part))
+    return re.sub(r"[^a-zA-Z0-9.]+", "-", text).strip("-.").lower() or "all"
 
 
 def canonical_json(value: Any) -> str:
@@ -49,19 +56,25 @@ def file_digest(path: Path) -> str:
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, renamed to it if the block succeeds, removed if not.
 
-    Works for a file and for a folder (which must not exist yet, or is replaced).
+    Works for a file and for a folder (which must not exist yet, or is replaced). No system call
+    here replaces a folder that is not empty, so the old one is renamed to `.NAME.old` first; after
+    a kill between the two renames it is there, and the next call puts it back.
 
     Raises:
         UserError: the disk is full or the folder may not be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = path.with_name(f".{path.name}.old")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _put_back(aside, path)
         _remove(temporary)
         yield temporary
         if temporary.is_dir() and path.is_dir():
-            shutil.rmtree(path)
+            _remove(aside)
+            path.replace(aside)
         temporary.replace(path)
+        _remove(aside)
     except OSError as error:
         if not _concerns(error, path):
             raise
@@ -77,6 +90,7 @@ def replacing(path: Path) -> Iterator[Path]:
             "Free some space or choose another place with --runs, and run the same again.",
         ) from error
     finally:
+        _put_back(aside, path)
         _remove(temporary)
 
 
@@ -154,6 +168,12 @@ def _concerns(error: OSError, path: Path) -> bool:
         return True
     place = Path(str(error.filename))
     return place in path.parents or path.parent in place.parents
+
+
+def _put_back(aside: Path, path: Path) -> None:
+    """Rename an old folder back where nothing took its place."""
+    if aside.is_dir() and not path.exists():
+        aside.replace(path)
 
 
 def _remove(path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparse_transfer.config import ModelSpec
 from sparse_transfer.errors import UserError
-from sparse_transfer.store import file_digest
+from sparse_transfer.store import digest, file_digest, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,8 +27,9 @@ def content_hash(spec: ModelSpec) -> str | None:
     """SHA-256 (hex) of the files that a model's weights come from, or None without such files.
 
     A local file is named by its bytes, a `local-dir:` by all of its JSON and weight files, or by
-    those that give the architecture where the weights are others. Random weights and hub tags have
-    no file of ours; they are named by architecture, seed and tag.
+    those that give the architecture where the weights are others. The record of a checkpoint from
+    another project counts without the name that its file had, which says nothing about it. Random
+    weights and hub tags have no file of ours; they are named by architecture, seed and tag.
 
     Raises:
         UserError: a file or folder is named that is not there.
@@ -44,10 +45,25 @@ def content_hash(spec: ModelSpec) -> str | None:
         files = [path for path in files if path.name in ("config.json", "shrink.json")]
     total = hashlib.sha256()
     for path in files:
-        total.update(f"{path.name} {file_digest(path)}\n".encode())
+        total.update(f"{path.name} {_digest(path)}\n".encode())
     if own:
         total.update(f"weights {file_digest(own)}\n".encode())
     return total.hexdigest()
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file; of an imported checkpoint's record, of all but its file's name."""
+    if path.name != "sparsity.json":
+        return file_digest(path)
+    try:
+        record = dict(read_json(path))
+        facts = dict(record["facts"])
+        origin = dict(facts["imported"])
+    except (KeyError, TypeError, ValueError):  # our own, or a file of theirs with that name
+        return file_digest(path)
+    origin.pop("file", None)
+    record.pop("title", None)
+    return digest(record | {"facts": facts | {"imported": origin}})
 
 
 def existing_file(text: str) -> Path:
@@ -149,7 +165,7 @@ def state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     """The state dict in what a file holds, taken out of its wrappers.
 
     Raises:
-        UserError: there is none, or it holds more than tensors.
+        UserError: there is none, or it holds more than named tensors.
     """
     import torch
 
@@ -160,6 +176,13 @@ def state_dict(content: Any, path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{path} holds no state dict.",
             f"It holds a {type(content).__name__} with other things than tensors.",
+            "Save `model.state_dict()`.",
+        )
+    unnamed = [name for name in content if not isinstance(name, str)]
+    if unnamed:
+        raise UserError(
+            f"{path} holds no state dict.",
+            f"The names in one are text; here is {unnamed[0]!r}, a {type(unnamed[0]).__name__}.",
             "Save `model.state_dict()`.",
         )
     return content

@@ -73,6 +73,26 @@ def test_sizes_count_a_bit_per_weight_and_the_kept_values():
     assert cost.sizes(net, Masks({"0.weight": kept})) == cost.Sizes(4 * 30 + rest, 4 + 40 + rest)
 
 
+@torch.no_grad()
+def test_dead_channels_of_plain_and_grouped_layers():
+    plain = nn.Conv2d(3, 4, 2)
+    plain.weight.fill_(1.0)
+    plain.weight[1] = 0
+    plain.weight[:, 2] = 0
+    assert cost.channels(plain) == (4, 1, 3, 1)
+    grouped = nn.Conv2d(4, 4, 1, groups=2)  # group 0: outputs 0, 1 of inputs 0, 1
+    grouped.weight.fill_(1.0)
+    grouped.weight[0] = 0
+    grouped.weight[1, 1] = 0  # now no filter reads input 1
+    assert cost.channels(grouped) == (4, 1, 4, 1)
+    depthwise = nn.Conv2d(3, 3, 3, groups=3)
+    depthwise.weight.fill_(1.0)[0] = 0
+    assert cost.channels(depthwise) == (3, 1, 3, 1)
+    linear = nn.Linear(3, 2)
+    linear.weight.copy_(torch.tensor([[0.0, 1, 0], [0, 0, 0]]))
+    assert cost.channels(linear) == (2, 1, 3, 2)
+
+
 def test_dead_channels_and_their_three_averages():
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 2, 1), nn.Flatten(), nn.Linear(2, 2))
     with torch.no_grad():

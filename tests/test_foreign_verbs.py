@@ -110,14 +110,39 @@ def test_inspect_prints_a_table_totals_and_the_sentences(files, tmp_path, capsys
     assert "54 layers" in out and "10.0" in out
     assert ("ms sparse" in out) != ("No backend here uses zeros" in err)  # by what is compiled
     code = call(
-        "inspect", "resnet20_cifar", "--weights", "random", "--kwarg", "channels=[2, 2, 2]",
-        "--sensitivity", "digits", "--images", "10", "--json", *runs,
+        "inspect", "resnet20_cifar", "--weights", "random", "--kwarg", "channels=[8, 8, 8]",
+        "--sensitivity", "digits", "--images", "100", "--json", *runs,
     )  # fmt: skip
     assert code == 0
-    found = json.loads(capsys.readouterr().out)
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert found["sensitivity"]["judged_by"] == "probe" and "--judge head" in err
     assert set(found) == {"inspected", "sensitivity"}
     assert set(found["sensitivity"]["layers"]["conv1"]) == {"0.8", "0.9", "0.95"}
     assert "magnitude-pruned" in found["sensitivity"]["sentence"]
+    code = call(
+        "inspect", "resnet20_cifar", "--weights", "random", "--kwarg", "channels=[8, 8, 8]",
+        "--sensitivity", "digits", "--images", "20", "--judge", "head", *runs,
+    )  # fmt: skip
+    assert code == 0 and "no better than chance" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("size", ["-5", "0", "7"])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ["inspect", "resnet20_cifar", "--weights", "random"],
+        ["prune", "resnet18", "--task", "digits", "--method", "magnitude"],
+        ["transfer", "nowhere", "--task", "digits"],
+        ["evaluate", "nowhere", "--on", "digits"],
+        ["bench", "nowhere"],
+    ],
+    ids=lambda verb: verb[0],
+)
+def test_an_image_size_below_eight_pixels_is_refused_by_name(verb, size, capsys):
+    assert call(*verb, "--image-size", size) == 2
+    printed = capsys.readouterr().err
+    assert "--image-size" in printed and "mistake of the program" not in printed
 
 
 @pytest.mark.parametrize(

@@ -20,26 +20,6 @@ def narrow(classes: int = 5) -> models.LoadedModel:
     return models.build(spec, num_classes=classes, image_size=32, seed=0)
 
 
-@torch.no_grad()
-def test_dead_channels_of_plain_and_grouped_layers():
-    plain = nn.Conv2d(3, 4, 2)
-    plain.weight.fill_(1.0)
-    plain.weight[1] = 0
-    plain.weight[:, 2] = 0
-    assert inspection.dead_channels(plain) == (4, 1, 3, 1)
-    grouped = nn.Conv2d(4, 4, 1, groups=2)  # group 0: outputs 0, 1 of inputs 0, 1
-    grouped.weight.fill_(1.0)
-    grouped.weight[0] = 0
-    grouped.weight[1, 1] = 0  # now no filter reads input 1
-    assert inspection.dead_channels(grouped) == (4, 1, 4, 1)
-    depthwise = nn.Conv2d(3, 3, 3, groups=3)
-    depthwise.weight.fill_(1.0)[0] = 0
-    assert inspection.dead_channels(depthwise) == (3, 1, 3, 1)
-    linear = nn.Linear(3, 2)
-    linear.weight.copy_(torch.tensor([[0.0, 1, 0], [0, 0, 0]]))
-    assert inspection.dead_channels(linear) == (2, 1, 3, 2)
-
-
 def test_the_rows_add_up_to_the_network():
     loaded = narrow()
     masks = Masks({n: m for n, m in foreign.prune(loaded.model, 0.75, skip=("fc",)).items()})
@@ -107,5 +87,6 @@ def test_images_of_an_impossible_size_are_refused():
         models.build(spec, num_classes=5, image_size=64, seed=0)
     spec = ModelSpec(name="torchvision:squeezenet1_1", weights="random")
     loaded = models.build(spec, num_classes=5, image_size=64, seed=0)
-    with pytest.raises(UserError, match="images of 8 pixels"):
-        inspection.inspect_model(loaded, None, image_size=8)
+    for size in (8, 0, -5):  # 0 is no way to say the model's own size
+        with pytest.raises(UserError, match=f"images of {size} pixels"):
+            inspection.inspect_model(loaded, None, image_size=size)

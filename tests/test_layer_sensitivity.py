@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 
 import numpy as np
@@ -77,7 +78,7 @@ def test_the_probe_tells_separable_classes_and_knows_what_it_never_saw():
 
 def test_a_change_is_what_torchs_own_pruning_of_that_layer_gives(context):
     loaded = narrow()
-    found = ls.measure(loaded, "digits", context, images=60)
+    found = ls.measure(loaded, "digits", context, judge="head", images=60)
     task = data.open_task(TaskRef(name="digits"), data_root=None, cache=context.cache)
     transform = inputs.transform(ls.own_preprocess(loaded), loaded, task, context.cache)
     images = transform.images(task.test, context.cache)
@@ -99,9 +100,12 @@ def test_a_change_is_what_torchs_own_pruning_of_that_layer_gives(context):
 
 @pytest.mark.parametrize(("classes", "judge"), [(10, "head"), (7, "probe")])
 def test_the_network_is_left_as_it_was_and_nothing_is_measured_twice(context, classes, judge):
+    def measured(loaded: models.LoadedModel) -> ls.Sensitivity:
+        return ls.measure(loaded, "digits", context, judge=judge, images=60)
+
     loaded = narrow(classes)
     before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
-    found = ls.measure(loaded, "digits", context, images=60)
+    found = measured(loaded)
     assert found.judged_by == judge and found.images == 60 and found.available > 60
     assert ("fc" in found.layers) == (judge == "head") and "conv1" in found.layers
     after = loaded.model.state_dict()
@@ -110,7 +114,7 @@ def test_the_network_is_left_as_it_was_and_nothing_is_measured_twice(context, cl
     # stored: the second time no layer is run, and the numbers are the same
     file = next((context.cache / "sensitivity").glob("*.json"))
     stored = file.read_text()
-    again = ls.measure(narrow(classes), "digits", context, images=60)
+    again = measured(narrow(classes))
     assert again == found and file.read_text() == stored
 
 
@@ -124,15 +128,15 @@ def test_the_layer_that_decides_is_named_first(context):
                 kept = weight.flatten().abs().argmax()
                 value = weight.flatten()[kept].item()
                 weight.zero_().view(-1)[kept] = value
-    found = ls.measure(loaded, "digits", context, images=40)
+    found = ls.measure(loaded, "digits", context, judge="head", images=40)
     others = [change for layer, c in found.layers.items() if layer != "fc" for change in c.values()]
     assert all(change == ls.Change(0.0, 0.0) for change in others)
     assert found.layers["fc"][0.95].loss != 0
 
 
-def made(**changes: float) -> ls.Sensitivity:
+def made(accuracy: float = 0.9, **changes: float) -> ls.Sensitivity:
     layers = {n: {level: ls.Change(c, -c) for level in ls.LEVELS} for n, c in changes.items()}
-    return ls.Sensitivity("digits", "head", 200, 400, 0.9, layers)
+    return ls.Sensitivity("digits", "head", 200, 400, accuracy, 0.11, layers)
 
 
 def test_the_sentence_names_three_and_says_what_matter_means():
@@ -141,6 +145,45 @@ def test_the_sentence_names_three_and_says_what_matter_means():
     assert "80, 90 and 95 %, averaged" in text and "0.50 points" in text
     assert made(a=-0.1, b=0.0).sentence().startswith("What matters most: a (-10.0 points) (")
     assert made(a=0.0, b=0.0).sentence().startswith("No layer matters by itself")
+
+
+@pytest.mark.parametrize("accuracy", [0.05, 0.11, 0.15])
+def test_a_network_at_chance_level_is_not_said_to_have_layers_that_do_not_matter(accuracy):
+    text = made(accuracy, a=0.0, b=-0.01).sentence()
+    assert "no better than chance" in text and "11.0%" in text
+    assert "No layer matters" not in text and "matters most" not in text
+
+
+def test_a_head_of_as_many_classes_judges_only_the_task_that_it_is_recorded_for(context, caplog):
+    plain = narrow()
+    assert ls.measure(plain, "digits", context, images=20).judged_by == "probe"
+    assert "--judge head" in caplog.text
+    task = data.open_task(TaskRef(name="digits"), data_root=None, cache=context.cache)
+    recorded = {
+        "digits": ("digits", task.classes),
+        "shapes": ("shapes", [f"shape {number}" for number in range(10)]),
+        "numbers of another": ("shapes", task.classes),
+    }
+    judges = {
+        name: ls.measure(
+            dataclasses.replace(plain, trained_on=models.trained_on(*given)), "digits", context,
+            images=20,
+        ).judged_by
+        for name, given in recorded.items()
+    }  # fmt: skip
+    # digits calls its classes 0 … 9, as does any task without names
+    assert judges == {"digits": "head", "shapes": "probe", "numbers of another": "probe"}
+    with pytest.raises(UserError, match="tells 7 classes apart"):
+        ls.measure(narrow(7), "digits", context, judge="head", images=20)
+
+
+def test_class_names_that_agree_tell_that_a_task_is_another_part_of_the_same():
+    names = ("cat", "dog")
+    assert ls.is_trained_on(models.trained_on("pets", names), "pets_v2", names)
+    assert not ls.is_trained_on(models.trained_on("pets", names), "pets_v2", ("dog", "cat"))
+    assert not ls.is_trained_on(models.trained_on("x", ("0", "1")), "y", ("0", "1"))
+    assert ls.is_trained_on(models.trained_on("x", ("0", "1")), "x", ("0", "1"))
+    assert not ls.is_trained_on(None, "pets", names)
 
 
 def test_a_stop_keeps_what_is_finished(context, monkeypatch):
@@ -154,12 +197,12 @@ def test_a_stop_keeps_what_is_finished(context, monkeypatch):
     loaded = narrow()
     monkeypatch.setattr(signals, "raise_if_stopped", stop_later)
     with pytest.raises(StopRequested):
-        ls.measure(loaded, "digits", context, images=40)
+        ls.measure(loaded, "digits", context, judge="head", images=40)
     file = next((context.cache / "sensitivity").glob("*.json"))
     finished = json.loads(file.read_text())
     assert 0 < len(finished) < len(ls.prunable(loaded.model))
     monkeypatch.undo()
-    found = ls.measure(loaded, "digits", context, images=40)
+    found = ls.measure(loaded, "digits", context, judge="head", images=40)
     for layer, changes in finished.items():
         assert [[c.accuracy, c.loss] for c in found.layers[layer].values()] == changes
 
@@ -168,4 +211,4 @@ def test_undefined_outputs_are_refused(context):
     loaded = narrow()
     torch.nn.init.constant_(loaded.model.fc.bias, float("nan"))
     with pytest.raises(UserError, match="not finite"):
-        ls.measure(loaded, "digits", context, images=10)
+        ls.measure(loaded, "digits", context, judge="head", images=10)

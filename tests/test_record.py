@@ -231,6 +231,25 @@ def test_curves_over_shots_and_the_names_of_classes_reach_the_facts(finished):
     assert facts["class_names"] == {"digits": ["zero", "one"]}
 
 
+def test_the_images_of_a_card_given_by_path_can_be_found_again(tmp_path: Path):
+    text = (Path(__file__).parents[1] / "tasks" / "digits.yaml").read_text(encoding="utf-8")
+    path = tmp_path / "mine.yaml"
+    path.write_text(text.replace("name: digits", "name: mine"), encoding="utf-8")
+    card = str(path)
+    study = raw(transfer__tasks=[card], transfer__full=None, transfer__modes=["linear"])
+    made = expansion.make(experiment_file.build(study), split_hash)
+    store = Store(tmp_path)
+    record.save(made, store)
+    for number, run in enumerate(made.runs):
+        finish(store, run, number)
+    runs = read_json(tmp_path / "experiments" / f"{made.experiment.name}.json")["arms"]
+    shown = [
+        run["task"] for arm in runs.values() for run in arm["runs"] if run["stage"] == "linear"
+    ]
+    assert set(shown) == {"mine"}  # for people, without its folder
+    assert record.collect(store, None).facts["references"]["digits"] == card
+
+
 def test_every_mode_says_what_it_holds_fixed():
     modes = ["linear", "linear-online", "full"]
     fields = {"transfer__modes": modes, "transfer__online": {"epochs": 1}}

@@ -107,6 +107,11 @@ def test_the_size_can_be_another_than_the_checkpoints_own(tmp_path: Path):
     assert made.arms[0].prune.dense is False
 
 
+def test_a_size_of_nothing_is_refused_and_not_replaced(tmp_path: Path):
+    with pytest.raises(UserError, match="image_size"):
+        transferred(checkpoint(tmp_path / "c"), image_size=0)
+
+
 def test_a_dense_checkpoint_can_be_transferred_alone_and_beside_another(tmp_path: Path):
     one, other = (checkpoint(tmp_path / name, "dense", None) for name in "ab")
     assert transferred(one).arms[0].prune.methods[0].title == "dense"

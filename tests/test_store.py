@@ -3,13 +3,14 @@
 import errno
 import multiprocessing
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 
 from sparse_transfer.errors import UserError
-from sparse_transfer.store import Store, canonical_json, digest, replacing, write_json
+from sparse_transfer.store import Store, canonical_json, digest, replacing, slug, write_json
 
 
 def test_equal_values_have_equal_digests_whatever_their_order():
@@ -41,6 +42,47 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
             (temporary / "file").write_text(content)
     assert (target / "file").read_text() == "two"
     assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("moment", range(1, 5))
+def test_a_kill_while_a_folder_is_replaced_leaves_the_old_one_or_the_new_one(
+    tmp_path, monkeypatch, moment
+):
+    """Stopped before the first, second … change of the disk, the next writer finds all of it."""
+    target, written = tmp_path / "folder", []
+
+    def write(content: str) -> None:
+        with replacing(target) as temporary:
+            temporary.mkdir()
+            (temporary / "file").write_text(content)
+            written.append(content)
+
+    class Killed(BaseException):
+        pass
+
+    calls = []
+
+    def counted(change):
+        def changed(*args, **kwargs):
+            if written == ["one", "two"]:
+                calls.append(change)
+                if len(calls) >= moment:  # a killed process does nothing more, not even clean up
+                    raise Killed
+            return change(*args, **kwargs)
+
+        return changed
+
+    write("one")
+    with monkeypatch.context() as patched:
+        for owner, name in ((Path, "replace"), (Path, "unlink"), (shutil, "rmtree")):
+            patched.setattr(owner, name, counted(getattr(owner, name)))
+        with pytest.raises(Killed):
+            write("two")
+    with pytest.raises(RuntimeError), replacing(target):
+        raise RuntimeError  # the next writer fails, too, and still nothing is lost
+    assert (target / "file").read_text() == ("two" if moment > 3 else "one")
+    write("three")
+    assert (target / "file").read_text() == "three" and list(tmp_path.iterdir()) == [target]
 
 
 @pytest.mark.parametrize(
@@ -86,3 +128,9 @@ def test_a_claim_excludes_others_until_its_process_is_gone(tmp_path, how):
     other.join(60)
     with Store(tmp_path).claim("prune", "ab") as folder:
         assert folder is not None
+
+
+def test_a_slug_is_a_safe_file_name():
+    assert slug("main", "../../etc/Pass wd", "", "full") == "main-..-..-etc-pass-wd-full"
+    assert slug("..") == "all"
+    assert "/" not in slug("a/b", "c\\d")

@@ -52,7 +52,7 @@ def prune(
     option: Annotated[
         list[str] | None, typer.Option(help="Pruner option name=value. May be repeated.")
     ] = None,
-    image_size: Annotated[int, typer.Option(help="Pixels.")] = 224,
+    image_size: Annotated[int, typer.Option(min=8, help="Pixels.")] = 224,
     crop: Annotated[
         str, typer.Option(help="`center` or `none` (whole image squeezed).")
     ] = "center",
@@ -117,7 +117,7 @@ def transfer(
         str, typer.Option(help="Profile of linear-online: backbone recomputed each step.")
     ] = "paper-linear-online",
     image_size: Annotated[
-        int | None, typer.Option(help="Pixels; default: the checkpoint's own.")
+        int | None, typer.Option(min=8, help="Pixels; default: the checkpoint's own.")
     ] = None,
     crop: Annotated[
         str | None,
@@ -161,7 +161,7 @@ def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder of this program.")],
     on: Annotated[list[str], typer.Option(help="Task card of a test set. May be repeated.")],
     image_size: Annotated[
-        int | None, typer.Option(help="Pixels; default: the checkpoint's own.")
+        int | None, typer.Option(min=8, help="Pixels; default: the checkpoint's own.")
     ] = None,
     crop: Annotated[
         str | None,
@@ -206,7 +206,7 @@ def bench(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per call.")] = 16,
     image_size: Annotated[
-        int | None, typer.Option(help="Pixels; default: the checkpoint's own.")
+        int | None, typer.Option(min=8, help="Pixels; default: the checkpoint's own.")
     ] = None,
     repeats: Annotated[int, typer.Option(min=6, help="Timed calls of each, interleaved.")] = 30,
     as_json: Json = False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -50,6 +50,7 @@ def import_checkpoint(
     from sparse_transfer import single
     from sparse_transfer.imports import checkpoints
     from sparse_transfer.report import console_tables
+    from sparse_transfer.store import slug
 
     set_up(debug)
     found = checkpoints.convert(
@@ -61,7 +62,7 @@ def import_checkpoint(
         kwargs=single.pairs(kwarg or [], "--kwarg"),
         pretrained_cfg=single.pairs(cfg or [], "--cfg"),
     )
-    folder = out or runs / "import" / single.slug(checkpoint.stem) / "checkpoint"
+    folder = out or runs / "import" / slug(checkpoint.stem) / "checkpoint"
     found.save(folder, replace_existing=force)
     rows = checkpoints.effective_layers(found)
     if as_json:
@@ -88,6 +89,10 @@ def inspect(
         str | None,
         typer.Option(help="Task card: prune each layer alone to 80, 90, 95 % and score it."),
     ] = None,
+    judge: Annotated[
+        Literal["auto", "head", "probe"],
+        typer.Option(help="Of --sensitivity; `auto`: the head if recorded to be the task's."),
+    ] = "auto",
     dense: Annotated[
         str | None, typer.Option(help="The dense checkpoint or model, for its times and totals.")
     ] = None,
@@ -96,7 +101,8 @@ def inspect(
     ] = 200,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per timed call.")] = 1,
     image_size: Annotated[
-        int | None, typer.Option(help="Pixels of the timed calls; default: the model's own.")
+        int | None,
+        typer.Option(min=8, help="Pixels of the timed calls; default: the model's own."),
     ] = None,
     weights: Annotated[
         str, typer.Option(help="For model names: `pretrained`, `random`, or a weight file.")
@@ -125,7 +131,9 @@ def inspect(
         beside = inspection.inspect_model(full, None, batch_size=batch_size, image_size=image_size)
     measured = None
     if sensitivity is not None:
-        measured = layer_sensitivity.measure(loaded, sensitivity, context, images=images)
+        measured = layer_sensitivity.measure(
+            loaded, sensitivity, context, judge=judge, images=images
+        )
     if as_json:
         parts = {"inspected": found, "dense": beside, "sensitivity": measured}
         print_json({name: part.to_json() for name, part in parts.items() if part is not None})

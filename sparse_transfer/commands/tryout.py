@@ -19,7 +19,7 @@ from sparse_transfer.commands.steps import (
 from sparse_transfer.errors import UserError
 
 if TYPE_CHECKING:
-    from sparse_transfer.trial.prepare import Forecast
+    from sparse_transfer.trial.prepare import Choice, Forecast
 
 
 @app.command(
@@ -66,7 +66,8 @@ def try_(
         typer.Option(help="pretrained_cfg override name=value, e.g. mean=[.5,.5,.5]."),
     ] = None,
     image_size: Annotated[
-        int | None, typer.Option(help="Pixels; default: the variant's, at most the model's own.")
+        int | None,
+        typer.Option(min=8, help="Pixels; default: the variant's, at most the model's own."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of new heads and data order.")] = 0,
     sets: Sets = None,
@@ -102,27 +103,33 @@ def try_(
         cache=cache_folder(runs),
     )
     made = prepare.forecasts(asked, data_root, cache_folder(runs))
-    chosen = prepare.choose(asked, made, budget=allowed, wanted=variant, runs=runs)
+    choice = prepare.choose(asked, made, budget=allowed, wanted=variant, runs=runs)
     if is_main():
-        for line in (*asked.notes, *_lines(made, chosen)):
+        for line in (*asked.notes, *_lines(made, choice)):
             typer.echo(line)
     if plan:
         return
-    refuse_problems(chosen.experiment, data_root, runs)
+    chosen = choice.forecast.experiment
+    refuse_problems(chosen, data_root, runs)
     if not (yes or _agreed()):
         raise typer.Exit
-    raise typer.Exit(run_plan(chosen.experiment, runs, data_root, [], [], None, False, debug))
+    if is_main():
+        choice.remember()
+    raise typer.Exit(run_plan(chosen, runs, data_root, [], [], None, False, debug))
 
 
-def _lines(made: dict[str, Forecast], chosen: Forecast) -> list[str]:
+def _lines(made: dict[str, Forecast], choice: Choice) -> list[str]:
     from sparse_transfer.trial.experiment import duration
 
+    chosen = choice.forecast
     lines = ["", "variant  pixels  epochs  about"]
     for name, one in made.items():
         first = one.experiment.arms[0]
         size, epochs = first.upstream.preprocess.image_size, first.recipe.epochs
         mark = "  <- this one" if one is chosen else ""
         lines.append(f"{name:<7}  {size:>6}  {f'2 x {epochs}':>6}  {duration(one.total)}{mark}")
+    if choice.notes:
+        lines += ["", *choice.notes]
     lines += ["", f"Rows of `{chosen.variant.name}`, with the time that each takes:"]
     lines += [f"  {row:<26}  {duration(seconds)}" for row, seconds in chosen.rows().items()]
     answer = chosen.experiment.answer

@@ -6,12 +6,13 @@
 The mask is the stored one where the file has masks or thresholds. Else it is `weight != 0`, and
 only where the caller declares the file sparse: plain weights do not say whether a zero may move.
 Projects count differently (with or without the first layer, the classifier, biases), so a claim is
-held against every usual count and must agree with one of them within `TOLERANCE`.
+held against every usual count and must agree with one of them within `TOLERANCE`. The layers with
+zeros are counted alone only where they hold most of the network: a claim is about the network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,14 @@ from sparse_transfer.torchvision_models import PREFIX, torchvision_names
 
 AUTO = "auto"
 TOLERANCE = 0.005  # of a claimed share of zeros; published ones are rounded to whole percents
-UNDECLARED = 0.01  # share of zeros from which plain weights must be declared sparse or dense
+UNDECLARED = 0.01  # share of zeros from which weights without a mask must be declared
+MOST = 0.8  # of the weights, without the classifier, that the layers with zeros hold if they count
 # what the projects call the network that timm has under its own name
 OTHER_NAMES: Mapping[str, str] = {
     name: MOBILENET for name in ("mobilenet", "mobilenetv1", "mobilenet_v1")
 }
-METHODS = {"acdc": "acdc", "rigl": "rigl", "str": "str"}  # layouts that tell how it was pruned
+# layouts that tell how it was pruned; several methods write the one that is named after AC/DC
+METHODS = {"rigl": "rigl", "str": "str"}
 
 
 @dataclass(frozen=True)
@@ -109,8 +112,8 @@ def convert(
     models.load_strictly(model, translated.state, path)
     masks = _masks(model, translated.masks, sparse, dense, path)
     counts = sparsities(model, masks) if masks is not None else {}
-    if sparse is not None:
-        _check_claim(sparse, counts, path)
+    if sparse is not None and masks is not None:
+        _check_claim(sparse, counts, _carried(model, masks), path)
     title = f"{spec.name} ({path.name})"
     loaded = replace(loaded, title=title, declared_sparse=masks is not None)
     facts = {
@@ -242,11 +245,13 @@ def _masks(
     dense: bool,
     path: Path,
 ) -> Masks | None:
-    """The effective masks, applied to the model; None for a dense one."""
+    """The effective masks, applied to the model; None for a dense one.
+
+    What is stated of one layer says nothing about the zeros of another.
+    """
     layers = prunable(model)
     stated = {name: stored[name] for name in layers if name in stored and not stored[name].all()}
-    zeros = {name: int((weight == 0).sum()) for name, weight in layers.items()}
-    share = sum(zeros.values()) / sum(weight.numel() for weight in layers.values())
+    other = [name for name in layers if name not in stated]
     if dense:
         if stated:
             raise UserError(
@@ -255,16 +260,15 @@ def _masks(
                 "Leave --dense out.",
             )
         return None
-    if sparse is None and not stated:
-        if share < UNDECLARED:
-            return None
-        raise UserError(
-            f"{path} does not say whether it is sparse.",
-            f"{share:.2%} of the weights of its convolutions and linear layers are exactly zero, "
-            "and it stores no masks.",
-            f"Say --sparse {share:.4f} to hold these zeros fixed, or --dense to let them train.",
-        )
-    kept = stated or {name: layers[name].detach() != 0 for name in layers if zeros[name]}
+    if sparse is None:
+        if _zeros(layers, other) >= UNDECLARED:
+            raise _undeclared(layers, other, path)
+        kept = stated
+    else:
+        by_value = {name: layers[name].detach() != 0 for name in other}
+        kept = stated | {name: mask for name, mask in by_value.items() if not mask.all()}
+    if not kept and sparse is None:
+        return None
     if not kept:
         raise UserError(
             f"{path} is declared sparse, and is not.",
@@ -276,15 +280,60 @@ def _masks(
     return masks
 
 
-def _check_claim(sparse: float, counts: Mapping[str, float], path: Path) -> None:
-    nearest = min(counts, key=lambda words: abs(counts[words] - sparse))
+def _zeros(layers: Mapping[str, Tensor], names: Collection[str]) -> float:
+    """The share of exact zeros in some layers' weights; 0 of none."""
+    total = sum(layers[name].numel() for name in names)
+    return sum(int((layers[name] == 0).sum()) for name in names) / total if total else 0.0
+
+
+def _undeclared(layers: Mapping[str, Tensor], other: Collection[str], path: Path) -> UserError:
+    """What to say of zeros in the layers that no mask is stated for."""
+    what = f"{path} does not say whether it is sparse."
+    share, total = _zeros(layers, other), _zeros(layers, layers)
+    if len(other) == len(layers):
+        return UserError(
+            what,
+            f"{share:.2%} of the weights of its convolutions and linear layers are exactly zero, "
+            "and it stores no masks.",
+            f"Say --sparse {share:.4f} to hold these zeros fixed, or --dense to let them train.",
+        )
+    return UserError(
+        what,
+        f"It stores masks or thresholds that zero weights in {len(layers) - len(other)} layers, "
+        f"but {share:.2%} of the weights of the other {len(other)} are exactly zero, too.",
+        f"Say --sparse {total:.4f} to hold these zeros fixed with the others.",
+    )
+
+
+def _carried(model: nn.Module, masks: Masks) -> float:
+    """The share of the weights, without the classifier, that lie in the layers with zeros."""
+    head = models.head_name(model)
+    body = {name: weight.numel() for name, weight in prunable(model).items() if name not in head}
+    return sum(body[name] for name in masks if name in body) / sum(body.values())
+
+
+def _check_claim(sparse: float, counts: Mapping[str, float], carried: float, path: Path) -> None:
+    """Refuse a claim that no count agrees with.
+
+    Args:
+        counts: from `sparsities`, the one over the layers with zeros first.
+        carried: from `_carried`; decides whether that one counts.
+    """
+    few = carried < MOST
+    usable = list(counts)[1:] if few else list(counts)
+    nearest = min(usable, key=lambda words: abs(counts[words] - sparse))
     if abs(counts[nearest] - sparse) <= TOLERANCE:
         return
     listed = "; ".join(f"{share:.2%} of {words}" for words, share in counts.items())
+    aside = (
+        f" The layers with zeros hold only {carried:.2%} of the weights without the classifier, so "
+        "their own share says little."
+    )
     raise UserError(
         f"{path} is not as sparse as claimed: --sparse {sparse:g}.",
-        f"Zero are {listed}. None is within {TOLERANCE:.1%} of the claim.",
-        f"Say --sparse {counts[nearest]:.4f}, or check that this is the right file.",
+        f"Zero are {listed}.{aside if few else ''} None{' of the others' if few else ''} is within "
+        f"{TOLERANCE:.1%} of the claim.",
+        f"Say --sparse {counts[nearest]:.4g}, or check that this is the right file.",
     )
 
 

@@ -65,8 +65,14 @@ def complete(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[Gap]]:
 
 def refuse_empty(kept: pd.DataFrame, gaps: list[Gap]) -> None:
     """Raise a UserError where nothing at all can be compared."""
-    if (kept["method"] != "dense").any() or not gaps:
+    if (kept["method"] != "dense").any():
         return
+    if not gaps:
+        raise UserError(
+            "These results hold nothing that can be compared.",
+            "All of them are dense.",
+            "Give the file with the sparse results of the same architecture and setting too.",
+        )
     shown = "\n".join(f"- {gap}" for gap in gaps[:10])
     more = f"\nAnd {len(gaps) - 10} more." if len(gaps) > 10 else ""
     raise UserError(

@@ -59,6 +59,7 @@ METRICS = {task: metric for task, metric in TASKS.values()}
 
 MODES: dict[Setting, str] = {"linear": "linear-sgd", "full": "full"}
 ARCHITECTURES = {"mobilenet": "mobilenetv1_100", "resnet50": "resnet50"}
+SAME_CELL = ["arm", "model", "mode", "method", "task"]  # and sparsity: one checkpoint on one task
 SAME_RUN = ["model", "mode", "method", "sparsity", "task", "transfer_seed"]
 
 
@@ -160,13 +161,42 @@ def align_sparsities(
         frame: from `read_results`.
         levels: sparsities in [0, 1].
         tolerance: largest difference that is moved.
+
+    Raises:
+        UserError: two labels of one method on one task would become one.
     """
     moved = {}
     for sparsity in frame["sparsity"].unique():
         level = min(levels, key=lambda level: abs(level - sparsity), default=sparsity)
         # 1e-9: 0.89 + 0.01 and 0.9 differ in floating point.
         moved[sparsity] = level if abs(level - sparsity) <= tolerance + 1e-9 else sparsity
-    return frame.assign(nominal_sparsity=frame["sparsity"], sparsity=frame["sparsity"].map(moved))
+    aligned = frame.assign(
+        nominal_sparsity=frame["sparsity"], sparsity=frame["sparsity"].map(moved)
+    )
+    _refuse_merged(aligned)
+    return aligned
+
+
+def _refuse_merged(aligned: pd.DataFrame) -> None:
+    """Refuse levels that give two labels of a cell one name: their mean is no method's."""
+    cells = [*SAME_CELL, "sparsity"]
+    labels = aligned.groupby(cells)["nominal_sparsity"].transform("nunique")
+    merged = aligned[labels > 1]
+    if merged.empty:
+        return
+    first = merged.iloc[0]
+    cell = merged[(merged[cells] == first[cells]).all(axis=1)]
+    cell = cell.drop_duplicates("nominal_sparsity").sort_values("nominal_sparsity")
+    known = [f"{label:g}" for label in cell["nominal_sparsity"]]
+    places = cell["run"]  # one's own results have no lines
+    if "line" in cell:
+        places = cell["source"] + ", line " + cell["line"].astype(str)
+    raise UserError(
+        f"{first['method']} {' and '.join(known)} on {first['task']} ({first['model']}, "
+        f"{first['mode']}) would both become {first['sparsity']:g}.",
+        "; ".join(f"{place}: {label}" for place, label in zip(places, known, strict=True)) + ".",
+        "Align to levels that tell them apart, or leave one of them out.",
+    )
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:

@@ -94,7 +94,7 @@ def read(files: Sequence[Path], how: Reading) -> pd.DataFrame:
 
     Raises:
         UserError: with file and line, whatever `read_results` refuses; a run that stands in two
-            files, two files of one name.
+            files, two files of one name, two sparsities that would become one.
     """
     names = [path.name for path in files]
     for name in names:
@@ -113,12 +113,12 @@ def read(files: Sequence[Path], how: Reading) -> pd.DataFrame:
             architecture=how.architecture,
             tasks=how.tasks,
         )
-        if how.levels:
-            part = align_sparsities(part, how.levels)
         if how.duplicates:
             part = resolve_duplicates(part, how.duplicates)
         parts.append(part)
     frame = pd.concat(parts, ignore_index=True)
+    if how.levels:  # of all files at once: a method's sparsities may stand in several
+        frame = align_sparsities(frame, how.levels)
     _refuse_repeated(frame)
     return frame
 
@@ -167,7 +167,8 @@ def write(root: Path, name: str, frame: pd.DataFrame, files: Sequence[Path], how
 
 def names(root: Path) -> list[str]:
     """The imported sets."""
-    return sorted(path.parent.name for path in (root / "imported").glob("*/set.json"))
+    found = (path.parent.name for path in (root / "imported").glob("*/set.json"))
+    return sorted(name for name in found if not name.startswith("."))  # left by a killed `write`
 
 
 def load(root: Path, name: str) -> tuple[pd.DataFrame, dict[str, Any]]:

@@ -65,7 +65,7 @@ def plain(state: Mapping[str, Tensor]) -> Stored:
     """Undo wrapped layers, pairs and thresholds of a state dict without prefixes.
 
     Raises:
-        UserError: a mask belongs to no weight, or has another shape.
+        UserError: a mask belongs to no weight, or has another shape; a threshold is not one number.
     """
     tensors = {name: _single(tensor) for name, tensor in state.items()}
     masks: dict[str, Tensor] = {}
@@ -89,6 +89,13 @@ def plain(state: Mapping[str, Tensor]) -> Stored:
             )
         values[name] = values[name] * mask
     for name, threshold in thresholds.items():
+        if threshold.numel() != 1:
+            raise UserError(
+                f"The threshold of {name} cannot be used.",
+                f"STR has one number for a layer; this tensor has the shape "
+                f"{tuple(threshold.shape)}.",
+                "Save the state dict with the thresholds applied, and say --sparse.",
+            )
         if name in values:
             values[name] = soft_threshold(values[name], threshold)
             masks[name] = values[name] != 0

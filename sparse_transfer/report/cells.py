@@ -7,7 +7,6 @@ milliseconds exist only in what is shown. A missing value is an empty cell every
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -108,12 +107,6 @@ class Table:
         """Write the whole frame as CSV; fractions in [0, 1], missing values empty."""
         with replacing(path) as temporary:
             self.frame.to_csv(temporary, index=False)
-
-
-def slug(*parts: object) -> str:
-    """A file name of the parts: letters, digits, dots and dashes only."""
-    text = "-".join(str(part) for part in parts if str(part))
-    return re.sub(r"[^a-zA-Z0-9.]+", "-", text).strip("-.").lower() or "all"
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -13,8 +13,9 @@ from typing import Any
 import pandas as pd
 
 from sparse_transfer.backends import uses_zeros
-from sparse_transfer.report.cells import Column, Table, slug, with_values
+from sparse_transfer.report.cells import Column, Table, with_values
 from sparse_transfer.statistics.intervals import t_interval
+from sparse_transfer.store import slug
 
 REGIME = ["backend", "device", "threads", "batch_size", "image_size"]
 NUMBERS = ("median_s", "p10_s", "p90_s", "speedup", "speedup_low", "speedup_high", "mac_ratio")

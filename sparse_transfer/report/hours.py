@@ -13,8 +13,13 @@ from sparse_transfer.statistics.break_even import BreakEven, break_even
 CELL = ["arm", "model", "method", "sparsity"]
 Cell = tuple[str, str, str, float]
 UPSTREAM = "prune"
-STAGES = {"linear": "Linear probes", "full": "Full fine-tuning"}
-NOT_PER_TASK = (UPSTREAM, "tune", "bench")  # shared by all methods, or no training
+STAGES = {
+    "linear": "Linear probes",
+    "online": "Linear, backbone recomputed",
+    "full": "Full fine-tuning",
+}
+# Shared by all methods, no training, or (few-shot) many small heads per task.
+NOT_PER_TASK = (UPSTREAM, "evaluate", "tune", "few_shot", "bench")
 
 
 def by_cell(costs: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

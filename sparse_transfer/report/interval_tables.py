@@ -7,15 +7,22 @@ tasks of this kind; Student's t and the bootstrap BCa), and over tasks and seeds
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from sparse_transfer.report.cells import Column, Table, records, with_values
 from sparse_transfer.report.tables import CELL, Group
-from sparse_transfer.statistics import GROUP, Comparison, bca_interval, hierarchical_bootstrap
+from sparse_transfer.statistics import (
+    GROUP,
+    Comparison,
+    bca_interval,
+    cells,
+    hierarchical_bootstrap,
+    pooled_sd,
+    seed_noise,
+    seed_noise_of_mean,
+)
 
 RESAMPLES = 1000
 MOST_ROWS = 100  # of one table; the bootstraps take some hundredths of a second each
@@ -29,10 +36,10 @@ COLUMNS = (
     Column("tasks", "over tasks", "change", "Student's t"),
     Column("bca", "over tasks, BCa", "change", "bootstrap, bias-corrected and accelerated"),
     Column("both", "over tasks and seeds", "change", "hierarchical bootstrap"),
+    Column("noise", "seed noise, points", "percent", "standard error from transfer seeds alone"),
     Column("n_tasks", "tasks", "count"),
     Column("n_seeds", "upstream seeds", "count"),
 )
-ERRORS = [*GROUP, *CELL]
 
 
 def table(
@@ -56,11 +63,12 @@ def table(
     if rows.empty:
         return None
     made = []
-    errors = _errors(frame, groups) if len(rows) <= MOST_ROWS else {}
+    paired = _paired_groups(frame, groups) if len(rows) <= MOST_ROWS else {}
+    noise, spreads = _seed_noise(frame, groups)
     for row in records(rows):
-        shown = {**row, **_own_limits(row)}
+        shown = {**row, **_own_limits(row), **_noise_of(row, noise)}
         if len(rows) <= MOST_ROWS:
-            shown |= _bootstrapped(row, errors)
+            shown |= _bootstrapped(row, paired[tuple(row[name] for name in GROUP)])
         made.append(shown)
     whole = pd.DataFrame(made).sort_values(["sparsity", "method"], kind="stable")
     notes = [
@@ -69,6 +77,11 @@ def table(
     ]
     if len(rows) > MOST_ROWS:
         notes = [f"Bootstraps over tasks are left out of tables of more than {MOST_ROWS} rows."]
+    if spreads:
+        notes.append(
+            "Transfer seeds alone move the accuracy of one checkpoint on one task (pooled standard "
+            f"deviation): {'; '.join(spreads)}."
+        )
     columns = with_values(whole, COLUMNS)
     title = "Every interval of these means"
     return Table(f"intervals-{name}", title, whole, columns, "", tuple(notes), held_fixed, True)
@@ -82,45 +95,57 @@ def _own_limits(row: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _errors(
-    frame: pd.DataFrame, groups: list[Group]
-) -> dict[tuple[Any, ...], dict[Any, NDArray[np.float64]]]:
-    """Errors by cell and task, (upstream seeds, transfer seeds) flattened to one seed axis."""
-    own = frame[frame["arm"].eq(groups[0].arm) & frame["model"].eq(groups[0].model)]
-    own = own[own["mode"].ne("upstream")]
-    has_seeds = own["upstream_seed"].nunique() > 1
-    seed = "upstream_seed" if has_seeds else "transfer_seed"
-    values = own.groupby([*ERRORS, "task", "split_hash", seed], dropna=False)["value"].mean()
-    found: dict[tuple[Any, ...], dict[Any, NDArray[np.float64]]] = {}
-    by_task = (1 - values).groupby([*ERRORS, "task", "split_hash"], dropna=False)
-    for key, part in by_task:
-        cell, task = cast("tuple[Any, ...]", key)[: len(ERRORS)], key[len(ERRORS) :]
-        found.setdefault(cell, {})[task] = part.to_numpy()
-    return found
+def _seed_noise(frame: pd.DataFrame, groups: list[Group]) -> tuple[pd.DataFrame, list[str]]:
+    """What transfer seeds add to each mean, and their spread by group in words.
+
+    Only where a cell has one upstream seed: elsewhere it is part of the spread over those.
+    """
+    tables, spreads = [], []
+    table = cells.checked(frame)
+    for group in groups:
+        own = group.of(table)
+        if group.mode == "upstream" or own["upstream_seed"].nunique() != 1:
+            continue
+        by_task = seed_noise(own)
+        spread = pooled_sd(by_task["sd"], by_task["n"])
+        if spread == spread:
+            spreads.append(f"{group.title}: {100 * spread:.2f} points")
+            tables.append(seed_noise_of_mean(own))
+    return pd.concat(tables) if tables else pd.DataFrame(), spreads
 
 
-def _bootstrapped(
-    row: dict[str, Any],
-    errors: dict[tuple[Any, ...], dict[Any, NDArray[np.float64]]],
-) -> dict[str, float]:
-    cell = tuple(row[name] for name in ERRORS)
-    sparse = errors[cell]
-    dense = next(
-        (
-            found
-            for key, found in errors.items()
-            if key[: len(GROUP)] == cell[: len(GROUP)] and str(key[len(GROUP)]).lower() == "dense"
-        ),
-        {},
-    )
-    shared = [task for task in sparse if task in dense and dense[task].mean() > 0]
-    if len(shared) < 2 or len(shared) != row["n_tasks"]:
+def _noise_of(row: dict[str, Any], noise: pd.DataFrame) -> dict[str, float]:
+    """The noise of a row's mean, dense runs included; empty where it has other tasks."""
+    if noise.empty:
         return {}
-    ours, theirs = [sparse[task] for task in shared], [dense[task] for task in shared]
-    ratios = [float(s.mean() / d.mean() - 1) for s, d in zip(ours, theirs, strict=True)]
-    bca = bca_interval(ratios, resamples=RESAMPLES)
-    crossed = row["n_seeds"] > 1 and len({len(values) for values in [*ours, *theirs]}) == 1
-    both = hierarchical_bootstrap(theirs, ours, crossed=crossed, resamples=RESAMPLES)
+    key = [*GROUP, *CELL, "n_tasks"]
+    own = noise[(noise[key] == [row[name] for name in key]).all(axis=1)]
+    return {"noise": float(own["error_with_dense"].iloc[0])} if len(own) else {}
+
+
+def _paired_groups(frame: pd.DataFrame, groups: list[Group]) -> dict[tuple[Any, ...], cells.Group]:
+    """The results by group, as the comparison pairs them."""
+    table = cells.checked(frame)
+    own = pd.concat([group.of(table) for group in groups if group.mode != "upstream"])
+    return {tuple(group.key.values()): group for group in cells.groups(own)}
+
+
+def _bootstrapped(row: dict[str, Any], group: cells.Group) -> dict[str, float]:
+    """Intervals over the tasks and seeds that the mean of ratios of this row is about."""
+    cell = (row["method"], row["sparsity"])
+    (paired,) = group.paired([cell])
+    kept = [i for i, mean in enumerate(paired.dense.mean(axis=1)) if mean > 0]
+    if len(kept) < 2:
+        return {}
+    bca = bca_interval(paired.by_task()[kept], resamples=RESAMPLES)
+    crossed = len(paired.seeds) > 1
+    dense, sparse = list(paired.dense[kept]), list(paired.sparse[kept])
+    if not crossed and group.dense is not None:
+        dense, sparse = (
+            [group.by_transfer_seed(one, paired.tasks[i], paired.seeds[0]) for i in kept]
+            for one in (group.dense, cell)
+        )
+    both = hierarchical_bootstrap(dense, sparse, crossed=crossed, resamples=RESAMPLES)
     return {
         "bca": bca.estimate,
         "bca_low": bca.low,

@@ -11,6 +11,15 @@ import re
 from sparse_transfer.report.cells import Column, Table
 
 ROWS_OF_A_PAGE = 40
+# Omicron and the capitals that Latin has, too, have no command.
+_GREEK = {
+    "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "ζ": "zeta",
+    "η": "eta", "θ": "theta", "ι": "iota", "κ": "kappa", "λ": "lambda", "μ": "mu", "ν": "nu",
+    "ξ": "xi", "π": "pi", "ρ": "rho", "ς": "varsigma", "σ": "sigma", "τ": "tau", "υ": "upsilon",
+    "φ": "phi", "χ": "chi", "ψ": "psi", "ω": "omega", "Γ": "Gamma", "Δ": "Delta", "Θ": "Theta",
+    "Λ": "Lambda", "Ξ": "Xi", "Π": "Pi", "Σ": "Sigma", "Υ": "Upsilon", "Φ": "Phi", "Ψ": "Psi",
+    "Ω": "Omega",
+}  # fmt: skip
 _SPECIAL = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
@@ -39,8 +48,15 @@ _SPECIAL = {
     "—": "---",
     "’": "'",
     "½": r"\textonehalf{}",
+    "≈": r"$\approx$",
+    "≠": r"$\neq$",
+    "√": r"$\surd$",
+    "µ": r"$\mu$",
+    "²": "$^2$",
+    "³": "$^3$",
     "\u00a0": "~",
     "\u2011": "-",
+    **{letter: rf"$\{name}$" for letter, name in _GREEK.items()},
 }
 _ANY_SPECIAL = re.compile("|".join(map(re.escape, _SPECIAL)))
 

@@ -9,9 +9,10 @@ import pandas as pd
 
 from sparse_transfer.report import cells
 from sparse_transfer.report.canvas import Drawing, percent
-from sparse_transfer.report.cells import Column, Table, slug, with_values
+from sparse_transfer.report.cells import Column, Table, with_values
 from sparse_transfer.report.colours import Looks
 from sparse_transfer.report.figures import layer_lines
+from sparse_transfer.store import slug
 
 BY = ["arm", "model", "method", "sparsity"]
 COLUMNS = (

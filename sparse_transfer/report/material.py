@@ -12,14 +12,19 @@ import pandas as pd
 from sparse_transfer.originals import Found
 from sparse_transfer.predictions import Predictions
 from sparse_transfer.report import layers
-from sparse_transfer.report.cells import slug
 from sparse_transfer.report.colours import Looks, assign
 from sparse_transfer.report.tables import Group
 from sparse_transfer.statistics import Comparison
+from sparse_transfer.store import slug
 
 LoadPredictions = Callable[[Mapping[str, Any]], Predictions]
 LoadImages = Callable[[str, Sequence[str]], Found]
 Place = tuple[str, str]
+
+
+def is_at(frame: pd.DataFrame, place: Place) -> pd.Series:
+    """Which rows belong to an arm and upstream model."""
+    return (frame["arm"] == place[0]) & (frame["model"] == place[1])
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from typing import Any, cast
 
 import pandas as pd
 
-from sparse_transfer.report.cells import Column, Table, records, slug, with_values
+from sparse_transfer.report.cells import Column, Table, records, with_values
 from sparse_transfer.report.cost_tables import NO_ZEROS, REGIME, regime, theoretical
 from sparse_transfer.statistics import GROUP, Comparison
+from sparse_transfer.store import slug
 
 MODES = {
     "upstream": "Upstream",

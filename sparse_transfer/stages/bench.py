@@ -63,7 +63,8 @@ def measure_checkpoints(
     """
     sparse = checkpoint.open_checkpoint(folder)
     dense = checkpoint.open_checkpoint(dense_folder) if dense_folder else None
-    size = image_size or sparse.loaded.spec["pretrained_cfg"]["input_size"][-1]
+    own = sparse.loaded.spec["pretrained_cfg"]["input_size"][-1]
+    size = image_size if image_size is not None else own
     generator = torch.Generator().manual_seed(derive(0, "bench"))
     example = torch.randn(batch_size, 3, size, size, generator=generator).to(device)
     # what lost channels and has no mask has no zeros either: any engine computes less

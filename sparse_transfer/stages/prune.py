@@ -75,6 +75,9 @@ def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context)
         crop_pct=_crop_share(spec.preprocess),
         crop_mode="center" if spec.preprocess.crop == "center" else "squash",
     )
+    known = loaded.trained_on  # of the checkpoint that this one is made from
+    if task is not None and trains:
+        known = models.trained_on(task.card.name, task.classes)
     record = {
         "model": run.subject.model,
         "method": run.subject.method,
@@ -83,6 +86,7 @@ def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context)
         "recipe": spec.recipe.name,
         "run": run.id,
         "summary": summary,
+        **({"trained_on": dict(known)} if known else {}),
         **checkpoint.imported(spec.model),
     }
     if context.accelerator.is_main_process:
@@ -194,6 +198,8 @@ def _load(
     ours = spec.model.name.startswith(LOCAL_DIR) and (folder / checkpoint.RECORD).is_file()
     opened = checkpoint.open_checkpoint(folder) if ours else None
     given = opened.masks if opened is not None else None
+    if opened is not None and spec.model.weights == "pretrained":
+        loaded = replace(loaded, trained_on=opened.loaded.trained_on)
     removed = 0.0
     if opened is not None and opened.loaded.shrink is not None and given is None:
         removed = float(opened.facts.get("summary", {}).get("measured_sparsity") or 0.0)

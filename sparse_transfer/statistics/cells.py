@@ -149,6 +149,11 @@ class Group:
             for table in tables
         ]
 
+    def by_transfer_seed(self, cell: Cell, task: Task, seed: int) -> NDArray[np.float64]:
+        """Errors of one upstream seed on a task, (transfer seeds,)."""
+        runs = self.runs(cell, task)
+        return 1 - self._columns["value"][runs[self._columns["upstream_seed"][runs] == seed]]
+
     def missing(self) -> list[str]:
         """Every result that the comparison with dense needs and does not have."""
         found = [text for cell in self.cells() for text in self.paired([cell])[0].missing]

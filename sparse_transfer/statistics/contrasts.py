@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sparse_transfer.errors import UserError, unknown_name
+from sparse_transfer.errors import unknown_name
 from sparse_transfer.statistics.cells import (
     CELL,
     GROUP,
@@ -28,6 +28,7 @@ from sparse_transfer.statistics.cells import (
     refuse_missing,
 )
 from sparse_transfer.statistics.comparison import MARGIN, Comparison
+from sparse_transfer.statistics.correlations import correlation
 from sparse_transfer.statistics.intervals import t_interval
 from sparse_transfer.statistics.paired_tests import (
     MOST_SIGNS,
@@ -35,7 +36,7 @@ from sparse_transfer.statistics.paired_tests import (
     sign_flip_test,
     wilcoxon_test,
 )
-from sparse_transfer.statistics.relative_error import relative_error_increase, signs_agree
+from sparse_transfer.statistics.relative_error import signs_agree
 from sparse_transfer.statistics.verdicts import verdict
 
 # What two modes of the same checkpoints share.
@@ -101,43 +102,6 @@ def contrast(
     return pd.DataFrame(rows)
 
 
-def interaction(
-    frame: pd.DataFrame,
-    first: str,
-    second: str,
-    *,
-    modes: tuple[str, str] = ("linear-sgd", "full"),
-) -> pd.DataFrame:
-    """Per task: (first − second) in one mode minus the same in the other, of relative error.
-
-    Where all tasks have one sign, the ranking of the two methods depends on the mode; this is the
-    study's reversal between linear and full transfer.
-
-    Args:
-        frame: see `compare`; seeds are averaged, not paired.
-        first, second: labels in the column `method`.
-        modes: the two modes; each must have one profile.
-
-    Returns:
-        One row per arm, model, recipe, image size, sparsity and task that has both methods in both
-        modes: difference_1, difference_2 (of r_t, in each mode), interaction (their difference).
-
-    Raises:
-        UserError: a mode without one of the methods, or with several profiles.
-    """
-    table = checked(frame)
-    sides = []
-    for number, mode in enumerate(modes, start=1):
-        wide = _increase_by_method(table[table["mode"] == mode], mode)
-        for method in (first, second):
-            if method not in wide.columns:
-                raise unknown_name(f"method with {mode} results", method, map(str, wide.columns))
-        sides.append((wide[first] - wide[second]).dropna().rename(f"difference_{number}"))
-    both = pd.concat(sides, axis=1, join="inner").reset_index()
-    both["interaction"] = both["difference_1"] - both["difference_2"]
-    return both
-
-
 def worse_than_linear(frame: pd.DataFrame, *, probe: str = "linear-sgd") -> pd.DataFrame:
     """The cells in which full fine-tuning ends below the linear probe of the same checkpoints.
 
@@ -182,23 +146,27 @@ def difficulty_correlation(comparison: Comparison, difficulties: pd.DataFrame) -
         difficulties: see `difficulty`.
 
     Returns:
-        One row per group × method × sparsity with at least 3 tasks: …, n_tasks, correlation (NaN
-        where either does not vary).
+        One row per group × method × sparsity with at least 3 tasks: …, r (NaN where either side
+        does not vary), r_low, r_high (Fisher's z, from 4 tasks on), n (tasks).
     """
-    joined = comparison.tasks.merge(
-        difficulties[[*CHECKPOINT, *TASK, "difficulty"]], on=[*CHECKPOINT, *TASK]
-    )
-    joined = joined[~joined["is_dense"].astype(bool) & joined["r"].notna()]
+    joined = beside_difficulty(comparison, difficulties)
     rows: list[dict[str, Any]] = []
     for values, part in joined.groupby([*GROUP, *CELL]):
         if len(part) < 3:
             continue
-        x, y = part["difficulty"].to_numpy(), part["r"].to_numpy()
-        varies = np.ptp(x) > 0 and np.ptp(y) > 0
+        found = correlation(part["difficulty"], part["r"])
         identity = zip([*GROUP, *CELL], cast("tuple[Any, ...]", values), strict=True)
-        correlation = float(np.corrcoef(x, y)[0, 1]) if varies else NAN
-        rows.append({**dict(identity), "n_tasks": len(part), "correlation": correlation})
+        limits_ = {"r": found.r, "r_low": found.low, "r_high": found.high, "n": found.n}
+        rows.append({**dict(identity), **limits_})
     return pd.DataFrame(rows)
+
+
+def beside_difficulty(comparison: Comparison, difficulties: pd.DataFrame) -> pd.DataFrame:
+    """The pruned rows of `Comparison.tasks` that have an increase, with their task's difficulty."""
+    joined = comparison.tasks.merge(
+        difficulties[[*CHECKPOINT, *TASK, "difficulty"]], on=[*CHECKPOINT, *TASK]
+    )
+    return joined[~joined["is_dense"].astype(bool) & joined["r"].notna()]
 
 
 def seed_noise(frame: pd.DataFrame) -> pd.DataFrame:
@@ -250,6 +218,7 @@ def seed_noise_of_mean(frame: pd.DataFrame) -> pd.DataFrame:
     key = [*GROUP, *TASK]
     dense = noise[is_dense(noise)].set_index(key)[["error", "variance"]].add_prefix("dense_")
     sparse = noise[~is_dense(noise)].merge(dense.reset_index(), on=key)
+    sparse = sparse[sparse["dense_error"] > 0].copy()  # a task without dense errors has no ratio
     sparse["own"] = sparse["variance"] / sparse["dense_error"] ** 2
     ratio = sparse["error"] / sparse["dense_error"]
     sparse["both"] = (
@@ -347,24 +316,6 @@ def _contrast_row(
 
 def _sd(sample: NDArray[np.float64]) -> float:
     return float(sample.std(ddof=1)) if sample.size > 1 else NAN
-
-
-def _increase_by_method(part: pd.DataFrame, mode: str) -> pd.DataFrame:
-    """r_t of the means over all seeds: rows checkpoint × sparsity × task, columns methods."""
-    profiles = sorted(map(str, part["profile"].unique()))
-    if len(profiles) > 1:
-        raise UserError(
-            f"Mode {mode} has several profiles: {', '.join(profiles)}.",
-            "An interaction compares one profile of each mode.",
-            "Keep the rows of one profile.",
-        )
-    key = [*CHECKPOINT, *TASK]
-    values = part.groupby([*key, *CELL])["value"].mean().reset_index()
-    values["error"] = 1 - values["value"]
-    dense = values[is_dense(values)][[*key, "error"]].rename(columns={"error": "dense"})
-    sparse = values[~is_dense(values)].merge(dense, on=key)
-    sparse["r"] = relative_error_increase(sparse["dense"].to_numpy(), sparse["error"].to_numpy())
-    return sparse.pivot(index=[*CHECKPOINT, "sparsity", *TASK], columns="method", values="r")
 
 
 def _full_beside_linear(table: pd.DataFrame, key: list[str], probe: str) -> pd.DataFrame:

@@ -20,7 +20,10 @@ CELL = ["method", "sparsity"]
 
 
 def few_shot_curves(frame: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy and relative error increase at every number of shots, means over tasks.
+    """Accuracy and relative error increase by shots, means over tasks.
+
+    A curve has the shots that every task of its arm and model has, so that all its points are
+    means over the same tasks.
 
     Args:
         frame: columns arm, model, method, sparsity, upstream_seed, task, shots, draw, value (the
@@ -58,8 +61,7 @@ def few_shot_areas(frame: pd.DataFrame) -> pd.DataFrame:
     """
     made = []
     for place, cell, part, reference in _cells(frame):
-        whole = frame[(frame[MODEL] == place).all(axis=1)]
-        shots = _shared_shots(whole)
+        shots = sorted(part["shots"].unique())
         if len(shots) < 2:
             continue
         own, dense = _areas(part, shots), _areas(reference, shots)
@@ -86,9 +88,13 @@ def few_shot_areas(frame: pd.DataFrame) -> pd.DataFrame:
 def _cells(
     frame: pd.DataFrame,
 ) -> list[tuple[list[Any], tuple[str, float], pd.DataFrame, pd.DataFrame]]:
-    """(arm and model, method and sparsity, the cell's rows, the rows of its dense model)."""
+    """(arm and model, method and sparsity, the cell's rows, the rows of its dense model).
+
+    Of the shots that every task of the arm and model has.
+    """
     found = []
     for place, whole in frame.groupby(MODEL, sort=False):
+        whole = whole[whole["shots"].isin(shared_shots(whole))]
         dense = whole[whole["method"] == "dense"]
         for cell, part in whole.groupby(CELL):
             found.append((list(cast(tuple, place)), cast("tuple[str, float]", cell), part, dense))
@@ -137,7 +143,7 @@ def _increase(own: pd.DataFrame, dense: pd.DataFrame) -> tuple[float, float, flo
     return estimate, interval.low, interval.high
 
 
-def _shared_shots(frame: pd.DataFrame) -> list[int]:
+def shared_shots(frame: pd.DataFrame) -> list[int]:
     """The shots that every task has, ascending."""
     by_task = [set(part["shots"]) for _, part in frame.groupby("task")]
     return sorted(set.intersection(*by_task)) if by_task else []
@@ -145,9 +151,8 @@ def _shared_shots(frame: pd.DataFrame) -> list[int]:
 
 def _areas(rows: pd.DataFrame, shots: list[int]) -> pd.Series:
     """Normalised areas, indexed by task, upstream_seed and draw."""
-    table = rows[rows["shots"].isin(shots)].pivot_table(
-        index=["task", "upstream_seed", "draw"], columns="shots", values="value"
-    )
+    key = ["task", "upstream_seed", "draw"]
+    table = rows.pivot_table(index=key, columns="shots", values="value")
     table = table.reindex(columns=shots).dropna()
     x = np.log2(shots)
     area = np.trapezoid(table.to_numpy(), x, axis=1) / (x[-1] - x[0])

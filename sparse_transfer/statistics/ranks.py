@@ -63,8 +63,10 @@ def rank_methods(tasks: pd.DataFrame) -> Ranking:
         best = [name for name, rank in zip(names, ranks.mean_ranks, strict=True) if rank <= lowest]
         scores = complete.to_numpy()
         wins = (scores >= scores.max(axis=1, keepdims=True) - ROUNDING).sum(axis=0)
-        dense = part.groupby(TASK)["dense_value"].mean().reindex(complete.index).to_numpy()
-        above = (scores > dense[:, None] + ROUNDING).sum(axis=0)
+        # Each method beside the dense models of its own seeds.
+        dense = part.pivot_table(index=TASK, columns="method", values="dense_value")
+        dense = dense.reindex_like(complete).to_numpy()
+        above = (scores > dense + ROUNDING).sum(axis=0)
         ranked = zip(names, ranks.mean_ranks, wins, above, strict=True)
         no_dense = bool(np.isnan(dense).any())
         for name, rank, best_on, better in ranked:

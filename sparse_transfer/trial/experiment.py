@@ -171,7 +171,7 @@ def build(request: Request, variant: Variant) -> config.Experiment:
     }
     found = experiment_file.build(raw, _of_trained_arms(request.overrides))
     told = store.digest(found.model_dump(mode="json", exclude={"name", "title"}))[:8]
-    name = f"try-{_slug(title)}-{variant.name}-{told}"
+    name = f"try-{store.slug(Path(title).name)}-{variant.name}-{told}"
     return found.model_copy(update={"name": name, "notes": _notes(request, variant, found)})
 
 
@@ -300,10 +300,6 @@ def _notes(request: Request, variant: Variant, made: config.Experiment) -> str:
         "prunes, and the dense model goes through it too. One seed."
     )
     return " ".join([said, *request.notes])
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9._]+", "-", Path(text).name.lower()).strip("-._") or "model"
 
 
 def times_by_row(

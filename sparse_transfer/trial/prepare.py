@@ -53,6 +53,26 @@ class Forecast:
         return experiment.times_by_row(runs, [row.title for row in answer.rows] if answer else ())
 
 
+@dataclass(frozen=True)
+class Choice:
+    """The variant to run.
+
+    Attributes:
+        forecast: of it.
+        notes: what to know of the choice, one sentence each.
+        memory: the file that remembers it once it runs; None if nothing is to be remembered.
+    """
+
+    forecast: Forecast
+    notes: tuple[str, ...] = ()
+    memory: Path | None = None
+
+    def remember(self) -> None:
+        """Keep to this variant from now on, whatever the machine's speed is then."""
+        if self.memory is not None:
+            store.write_json(self.memory, {"variant": self.forecast.variant.name})
+
+
 def request(
     *,
     model: config.ModelSpec,
@@ -87,7 +107,8 @@ def request(
     ref = config.TaskRef(name=found.task, validation=found.validation)
     task = data.open_task(ref, data_root=data_root, cache=cache)
     source = resolve(model)
-    own = image_size or (source.config | source.overrides)["input_size"][-1]
+    natural = (source.config | source.overrides)["input_size"][-1]
+    own = image_size if image_size is not None else natural
     # weights that cannot be had are said now, not after the first minutes
     models.build(model, num_classes=None, image_size=own, seed=seed)
     return experiment.Request(
@@ -128,11 +149,11 @@ def choose(
     budget: float | None,
     wanted: str | None,
     runs: Path,
-) -> Forecast:
+) -> Choice:
     """The variant to run: the one asked for, else the longest that fits the budget.
 
-    What a budget chose is remembered in `runs`, so that a second call goes on with the same
-    variant, whatever the machine's speed is then.
+    A variant that this question began with in `runs` is gone on with, though it may exceed the
+    budget by today's speed; a note says so then. Nothing is written before `Choice.remember`.
 
     Raises:
         UserError: no such variant, or none fits.
@@ -140,15 +161,25 @@ def choose(
     if wanted is not None:
         if wanted not in made:
             raise unknown_name("variant", wanted, made)
-        return made[wanted]
+        return Choice(made[wanted])
     told = asdict(asked) | {"model": asked.model.model_dump(mode="json"), "budget": budget}
     told["smaller"] = asked.smaller and asked.smaller.model_dump(mode="json")
     file = runs / "try" / f"{store.digest({**told, 'notes': None})[:16]}.json"
     if file.is_file() and (name := store.read_json(file)["variant"]) in made:
-        return made[name]
+        return Choice(made[name], _excess(made[name], budget))
     name = experiment.longest({key: one.total for key, one in made.items()}, budget)
-    store.write_json(file, {"variant": name, "budget": budget})
-    return made[name]
+    return Choice(made[name], memory=file)
+
+
+def _excess(begun: Forecast, budget: float | None) -> tuple[str, ...]:
+    if budget is None or begun.total <= budget:
+        return ()
+    name = begun.variant.name
+    return (
+        f"`{name}` was begun under this budget of {experiment.duration(budget)} and is gone on "
+        f"with. From the start it takes more now, about {experiment.duration(begun.total)}; "
+        "--variant chooses another one.",
+    )
 
 
 def _counts(task: data.Task) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from torch.nn.utils.prune import l1_unstructured
 
 import sparse_transfer
 from sparse_transfer import models, plugins
+from sparse_transfer.config import ModelSpec
 from sparse_transfer.errors import UserError
 from sparse_transfer.imports.checkpoints import TOLERANCE, Imported, convert, sparsities
 from tests.imports import foreign_files as foreign
@@ -209,7 +211,7 @@ def test_undeclared_zeros_are_asked_about_and_either_answer_is_taken(tmp_path):
 
 def test_a_layer_without_zeros_has_no_mask_and_the_claim_may_count_it_or_not(tmp_path):
     model = foreign.network()
-    foreign.prune(model, 0.9, skip=("conv1", "layer4.0.conv1", "layer4.0.conv2"))
+    foreign.prune(model, 0.9, skip=("conv1",))  # a seventh of the weights
     found = imported(model.state_dict(), tmp_path, sparse=0.9)
     assert found.masks is not None and "conv1.weight" not in found.masks
     everything = next(share for words, share in found.counts.items() if words.startswith("all "))
@@ -243,6 +245,43 @@ def test_a_wrong_claim_is_refused_with_what_was_measured(tmp_path):
         imported(foreign.wrapped(model.state_dict(), masks), tmp_path, dense=True)
     with pytest.raises(UserError, match="declared sparse, and is not"):
         imported(foreign.network().state_dict(), tmp_path, sparse=0.9)
+
+
+def test_the_zeros_of_a_few_small_layers_are_no_evidence_of_a_claim(tmp_path):
+    model = foreign.network()
+    layers = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    foreign.prune(model, 0.9, skip=tuple(name for name in layers if name != "layer1.0.conv1"))
+    with pytest.raises(UserError, match="not as sparse as claimed") as error:
+        imported(model.state_dict(), tmp_path, sparse=0.9)
+    for words in ("the 1 layers with zeros", "all 22 convolutions", "but the classifier", "all p"):
+        assert words in error.value.why
+    assert "hold only" in error.value.why and "--sparse 0.9" not in error.value.hint
+
+
+def test_zeros_beside_stored_masks_are_asked_about_and_held_where_declared(tmp_path):
+    model = foreign.network()
+    masks = foreign.prune(model, 0.9)
+    stored = {"conv1.weight": masks["conv1.weight"]}
+    state = foreign.wrapped(model.state_dict(), stored)
+    with pytest.raises(UserError, match="does not say whether it is sparse") as error:
+        imported(state, tmp_path)
+    assert "1 layers" in error.value.why and "--sparse 0.9" in error.value.hint
+    assert "--dense" not in error.value.hint  # its masks contradict that
+    found = imported(state, tmp_path, sparse=0.9)
+    assert found.masks is not None and set(found.masks) == set(masks)
+    assert all(torch.equal(found.masks[name], mask) for name, mask in masks.items())
+
+
+@pytest.mark.parametrize("form", ["wrapped", "str"])
+def test_a_method_is_named_only_where_the_layout_belongs_to_one(tmp_path, form):
+    model = foreign.network()
+    masks = foreign.prune(model, 0.8)
+    if form == "wrapped":  # WoodFisher, AC/DC and the transfer study all write this
+        found = imported(foreign.wrapped(model.state_dict(), masks), tmp_path)
+    else:
+        found = imported(foreign.soft_thresholds(model.state_dict(), list(masks), -3.0), tmp_path)
+    expected = {"wrapped": ("acdc", "imported"), "str": ("str", "str")}[form]
+    assert (found.layout, found.facts["method"]) == expected
 
 
 def test_masks_that_were_made_after_loading_are_all_ones_and_say_nothing(tmp_path):
@@ -323,6 +362,25 @@ def test_the_saved_checkpoint_is_opened_verified_and_never_overwritten_unasked(t
     found.save(folder, replace_existing=True)
     with pytest.raises(UserError, match="no checkpoint of this program"):
         found.save(tmp_path, replace_existing=True)
+
+
+def test_renaming_the_file_changes_no_content_hash(tmp_path):
+    model = foreign.network()
+    foreign.prune(model, 0.9)
+    torch.save(model.state_dict(), tmp_path / "one.pth")
+    shutil.copy(tmp_path / "one.pth", tmp_path / "other.pth")
+
+    def digest(name: str, **options) -> str | None:
+        found = convert(tmp_path / f"{name}.pth", "resnet18", kwargs=foreign.NARROW, **options)
+        folder = tmp_path / "checkpoints" / "-".join([name, *options])
+        found.save(folder)
+        assert found.facts["imported"]["file"] == f"{name}.pth"
+        return models.content_hash(ModelSpec(name=f"local-dir:{folder}"))
+
+    one = digest("one", sparse=0.9)
+    assert one == digest("other", sparse=0.9) != digest("other", dense=True)
+    # the layout decides how images are resized
+    assert one != digest("other", sparse=0.9, layout="torchvision")
 
 
 def test_every_layout_is_listed_with_a_line():

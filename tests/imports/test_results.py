@@ -266,6 +266,20 @@ def test_nominal_sparsities_align_only_when_asked(tmp_path: Path):
     assert set(edge["sparsity"]) == {0.9}
 
 
+def test_two_sparsities_of_one_method_never_become_one(tmp_path: Path):
+    def aligned(*lines: str):
+        return align_sparsities(read_results(written(tmp_path, [*lines])), [0.9])
+
+    for seed in (1, 2):  # of one seed or of two: the mean would be over two checkpoints
+        with pytest.raises(UserError, match="M-FAC 0.89 and 0.9 on dtd") as caught:
+            aligned("dtd,M-FAC,0.89,seed_1,0.5", f"dtd,M-FAC,0.9,seed_{seed},0.6")
+        for words in ("linear_a.txt, line 2: 0.89", "linear_a.txt, line 3: 0.9"):
+            assert words in caught.value.why
+    lines = ["dtd,M-FAC,0.89,seed_1,0.5", "pets,M-FAC,0.9,seed_1,0.6", "dtd,STR,0.9,seed_1,0.7"]
+    assert set(aligned(*lines)["sparsity"]) == {0.9}
+    assert len(aligned(lines[0], lines[0])) == 2  # one label that occurs twice is no such case
+
+
 def test_the_table_is_written_whole_and_read_back(tmp_path: Path):
     frame = read_results(written(tmp_path, LINES))
     write_table(frame, tmp_path / "tables" / "linear.parquet")

@@ -101,6 +101,27 @@ def test_a_missing_dense_baseline_is_refused_or_left_out(tmp_path: Path):
     assert str(gaps[0]).startswith("full_a.txt, line 2:")
 
 
+def test_files_that_hold_no_sparse_result_are_refused(tmp_path: Path, capsys):
+    kept, gaps = coverage.complete(read(tmp_path, FULL[:2]))
+    assert gaps == []
+    with pytest.raises(UserError, match="nothing that can be compared") as error:
+        coverage.refuse_empty(kept, gaps)
+    assert "dense" in error.value.why
+    runs = tmp_path / "runs"
+    assert call("import-results", str(tmp_path / "linear_a.txt"), "--runs", str(runs)) == 2
+    assert "nothing that can be compared" in capsys.readouterr().err and not runs.exists()
+
+
+def test_two_sparsities_that_align_across_files_are_refused(tmp_path: Path):
+    other = FULL[2].replace("0.9,seed_1", "0.89,seed_2")
+    files = [written(tmp_path, FULL), written(tmp_path, [other], "linear_b.txt")]
+    assert len(sets.read(files, sets.Reading())) == 5
+    with pytest.raises(UserError, match=r"STR 0.89 and 0.9 on dtd") as error:
+        sets.read(files, sets.Reading(levels=(0.9,)))
+    assert "linear_b.txt, line 2: 0.89" in error.value.why
+    assert "linear_a.txt, line 4: 0.9" in error.value.why
+
+
 def test_a_mobilenet_and_a_resnet_file_are_separate_models(tmp_path: Path):
     lines = [line.replace("0.64", "0.61") for line in FULL]
     files = [written(tmp_path, FULL), written(tmp_path, lines, "linear_mobilenet_a.txt")]

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sparse_transfer import weights
 from sparse_transfer.errors import UserError
 from sparse_transfer.imports import storage
 from sparse_transfer.pruning.methods.str_method import SoftThreshold
@@ -24,6 +25,26 @@ def test_the_soft_threshold_by_hand():
     # sigmoid(0) is 1/2
     out = storage.soft_threshold(torch.tensor([-2.0, -0.5, 0.25, 0.75]), torch.zeros(1, 1))
     assert out.tolist() == [-1.5, 0.0, 0.0, 0.25]
+
+
+def test_a_threshold_that_is_not_one_number_is_refused():
+    with pytest.raises(UserError, match=r"threshold of conv\.weight") as error:
+        storage.plain(
+            {
+                "conv.weight": torch.ones(64, 3, 3, 3),
+                "conv.sparseThreshold": torch.ones(64, 1, 1, 1),
+            }
+        )
+    assert "(64, 1, 1, 1)" in error.value.why
+
+
+def test_a_state_dict_with_other_names_than_text_is_refused(tmp_path):
+    path = tmp_path / "numbers.pth"
+    torch.save({"conv.weight": torch.ones(2, 2), 3: torch.ones(2)}, path)
+    for read in (storage.read, weights.read):
+        with pytest.raises(UserError, match="holds no state dict") as error:
+            read(path)
+        assert "3" in error.value.why
 
 
 @given(SEEDS, st.floats(0, 1), st.sampled_from(["wrapped", "pairs"]))

@@ -217,6 +217,12 @@ def test_numbers_in_the_file_are_those_of_whole_images(monkeypatch: pytest.Monke
     assert rows["validation_error"].tolist() == [0.2, 0.1, 0.3, 0.15]
 
 
+def test_the_test_images_do_not_order_the_candidates(monkeypatch: pytest.MonkeyPatch):
+    # gmp is wrong on 12 test images and fggp on 5; on the validation images it is the other way
+    monkeypatch.setitem(WRONG, ("b", "gmp"), (WRONG["b", "gmp"][0], 0.05))
+    assert "best of the 2 pruned models is gmp (5.0 % wrong there)" in report().verdict[1]
+
+
 def test_a_row_without_result_is_said():
     assert "fggp: no result." in report(without="b/fggp").closing
 

@@ -195,6 +195,25 @@ def test_curves_have_a_figure_per_sparsity_and_name_the_small_classes(small):
     assert "no class has 64" in notes
 
 
+def test_a_curve_ends_where_a_task_has_no_more_images(small):
+    other = [row | {"task": "birds"} for row in few_shot_rows([], []) if row["shots"] < 4]
+    other = [row | {"left_out": [4]} for row in other]
+    facts = small.facts | {"few_shot": few_shot_rows([], []) + other}
+    found = section(build(small.frame, small.bench, facts, None), "few-shot")
+    assert "with 1 and with 2 training images per class" in found.text
+    curve = found.parts[0].tables[1]
+    assert set(curve.frame["shots"]) == {1, 2} and set(curve.frame["n_tasks"]) == {2}
+    assert "Not every task has 4 training images of a class" in " ".join(curve.notes)
+
+
+def test_the_sentence_is_about_one_model(small):
+    mine, other = few_shot_rows([], []), few_shot_rows([], [])
+    other = [row | {"model": "other_net", "value": row["value"] / 2} for row in other]
+    alone = section(build(small.frame, small.bench, {"few_shot": mine}, None), "few-shot").text
+    both = section(build(small.frame, small.bench, {"few_shot": mine + other}, None), "few-shot")
+    assert both.text == alone.removesuffix(".") + " (main · made_net)."
+
+
 def test_curves_alone_make_a_report(small):
     facts = {"few_shot": few_shot_rows([], [])}
     made = build(pd.DataFrame(), pd.DataFrame(), facts, None)

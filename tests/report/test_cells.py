@@ -7,7 +7,7 @@ import math
 import pandas as pd
 import pytest
 
-from sparse_transfer.report.cells import Column, Table, show, slug, with_values
+from sparse_transfer.report.cells import Column, Table, show, with_values
 
 
 @pytest.mark.parametrize(
@@ -61,9 +61,3 @@ def test_columns_without_any_value_are_left_out():
     frame = pd.DataFrame({"a": [1.0, None], "b": [None, None]})
     columns = (Column("a", "a", "count"), Column("b", "b", "count"), Column("c", "c"))
     assert [column.key for column in with_values(frame, columns)] == ["a"]
-
-
-def test_a_slug_is_a_safe_file_name():
-    assert slug("main", "../../etc/Pass wd", "", "full") == "main-..-..-etc-pass-wd-full"
-    assert slug("..") == "all"
-    assert "/" not in slug("a/b", "c\\d")

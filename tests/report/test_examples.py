@@ -155,3 +155,25 @@ def test_imported_rows_have_no_predictions_and_are_passed_over(material, part):
     rows = rows[(rows["mode"] == "full") & (rows["sparsity"] == 0.95)].sort_values("mor")
     best, second = rows["method"].iloc[:2]
     assert part.title.startswith(f"{best} 95 %") and other.title.startswith(f"{second} 95 %")
+
+
+def test_models_pruned_on_the_task_itself_are_shown_where_there_are_no_others(make_study):
+    study = make_study(seeds=(0,), tasks=("birds",), modes=("linear-sgd",))
+    pruned = study.frame["method"] != "dense"
+    only = study.frame[~pruned | study.frame["mode"].eq("upstream")]  # a dense probe beside it
+    comparison = compare(only, allow_unequal=True)
+    groups = tables.groups(comparison.methods, only)
+    nothing = pd.DataFrame()
+    made = Material(
+        only, nothing, {"held_fixed": {}}, groups, comparison, nothing,
+        predictions=study.predictions, images=images,
+    )  # fmt: skip
+    (part,) = section(made).parts
+    assert part.title.endswith("sparse, upstream") and part.pictures
+    assert set(part.tables[0].frame["task"]) == {"pictures"}
+    whole = compare(study.frame)
+    both = dataclasses.replace(
+        made, frame=study.frame, comparison=whole, groups=tables.groups(whole.methods, study.frame)
+    )
+    (part,) = section(both).parts
+    assert set(part.tables[0].frame["task"]) == {"birds"}

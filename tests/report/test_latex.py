@@ -68,8 +68,22 @@ def test_a_long_table_runs_over_pages_and_repeats_its_heading():
 @given(st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"])))
 def test_escaped_text_has_no_active_character(text):
     plain = re.sub(r"\\(text\w+\{\}|[{}$&%#_])", "", escape(text))
-    plain = re.sub(r"\$(-|\\\w+)\$|\\dots\{\}", "", plain)
+    plain = re.sub(r"\$(-|\^\d|\\\w+)\$|\\dots\{\}", "", plain)
     assert not set(plain.replace("~", "")) & set("\\{}$&%#_^"), plain
+
+
+def test_greek_letters_and_powers_are_mathematics():
+    assert escape("χ²(3), ρ, κ ≈ Σ√n") == (
+        r"$\chi$$^2$(3), $\rho$, $\kappa$ $\approx$ $\Sigma$$\surd$n"
+    )
+    assert escape("ςσω Ω") == r"$\varsigma$$\sigma$$\omega$ $\Omega$"
+
+
+def test_every_table_of_a_report_is_ascii(study):
+    made = build(study.frame, study.bench, study.facts, study.predictions)
+    assert {"friedman", "intervals", "agreement"} <= {t.name.partition("-")[0] for t in made.tables}
+    for one in made.tables:
+        assert latex(one).isascii(), one.name
 
 
 def test_every_table_of_a_report_is_well_formed(study):

@@ -9,10 +9,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from sparse_transfer import plan
 from sparse_transfer.report import colours, hours, layers
 from sparse_transfer.report.fronts import equal_cost, judged
+from sparse_transfer.report.sections import cost
 from sparse_transfer.report.write import build
-from sparse_transfer.statistics import bca_interval
+from sparse_transfer.statistics import bca_interval, hierarchical_bootstrap
 
 EMPTY = pd.DataFrame()
 FOLLOWING = {"ranks", "difficulty", "modes", "bought", "cost", "correlation", "inside"}
@@ -180,6 +182,21 @@ def test_hours_and_break_even_by_hand():
     assert hours.total(COSTS)["tune"] == 50
 
 
+@pytest.mark.parametrize("stage", ["evaluate", "few_shot"])
+def test_scoring_and_few_shots_are_no_transfer_that_pays_back(stage):
+    rows = [row for row in COSTS if row["stage"] == "prune"]
+    rows += [row | {"stage": stage} for row in COSTS if row["stage"] == "full"]
+    found = hours.by_cell(rows)
+    assert set(found["stage"]) == {""} and len(found) == 2
+    assert "break_even" not in found
+    assert hours.total(rows)[stage] == 30 + 32 + 40 + 50 + 20 + 22 + 29 + 41 + 900
+
+
+def test_every_stage_has_a_title_in_the_cost_section():
+    assert set(cost.NAMES) == set(plan.STAGES)
+    assert set(hours.STAGES) == set(plan.STAGES) - set(hours.NOT_PER_TASK)
+
+
 def test_the_cost_section_says_where_nothing_is_saved(report):
     frame = table(report, "cost-main").frame.set_index(["method", "sparsity"])
     assert frame.loc[("gmp", 0.8), "pays_back"] == "after 15 tasks"  # 60 s over 4 s
@@ -231,6 +248,55 @@ def test_every_interval_is_there_on_demand(study, report):
     assert (row["bca_low"], row["bca_high"]) == pytest.approx(expected[1:], rel=0.1)
     assert row["both_low"] < row["mor"] < row["both_high"]
     assert row["examples_low"] < row["mor"] < row["examples_high"]
+
+
+def test_every_interval_is_about_the_same_mean_where_seeds_are_unequal(make_study):
+    study = make_study(modes=("full",))
+    frame = study.frame
+    only_dense = (frame["method"] != "dense") & (frame["upstream_seed"] == 2)
+    far = (frame["method"] == "dense") & (frame["upstream_seed"] == 2)
+    frame.loc[far, "value"] = (1 + frame.loc[far, "value"]) / 2  # half the errors
+    found = table(build(frame[~only_dense], EMPTY, study.facts, None), "intervals-main").frame
+    assert len(found) == 6 and set(found["n_seeds"]) == {2}
+    for name in ("bca", "both"):
+        assert found[name].to_numpy() == pytest.approx(found["mor"].to_numpy()), name
+        assert (found[f"{name}_low"] < found["mor"]).all()
+
+
+def test_with_one_upstream_seed_transfer_seeds_are_drawn(make_study):
+    study = make_study(modes=("full",), seeds=(0, 1, 2))
+    transfer = study.frame["mode"] != "upstream"
+    frame = study.frame[transfer | study.frame["upstream_seed"].eq(0)].copy()
+    frame.loc[transfer, "transfer_seed"] = frame.loc[transfer, "upstream_seed"]
+    frame["upstream_seed"] = 0
+    found = table(build(frame, EMPTY, study.facts, None), "intervals-main").frame
+    assert set(found["n_seeds"]) == {1}
+    assert found["both"].to_numpy() == pytest.approx(found["mor"].to_numpy())
+    row = found.query("method == 'gmp' and sparsity == 0.95").iloc[0]
+    own = frame[frame["mode"] == "full"]
+    errors = [
+        [1 - part["value"].to_numpy() for _, part in own.query(cell).groupby("task")]
+        for cell in ("method == 'dense'", "method == 'gmp' and sparsity == 0.95")
+    ]
+    expected = hierarchical_bootstrap(*errors, crossed=False, resamples=1000)
+    assert (row["both_low"], row["both_high"]) == pytest.approx(expected[1:])
+    # first order: sd² / 3 of each model over its error, on the scale of the ratio
+    terms = []
+    for dense, sparse in zip(*errors, strict=True):
+        ratio = sparse.mean() / dense.mean()
+        parts = [errs.var(ddof=1) / 3 / errs.mean() ** 2 for errs in (dense, sparse)]
+        terms.append(ratio**2 * sum(parts))
+    assert row["noise"] == pytest.approx(math.sqrt(sum(terms)) / len(terms))
+    sds = own.groupby(["method", "sparsity", "task"])["value"].std()
+    pooled = 100 * math.sqrt((sds**2).mean())
+    notes = " ".join(table(build(frame, EMPTY, study.facts, None), "intervals-main").notes)
+    assert f"Full fine-tuning: {pooled:.2f} points" in notes
+
+
+def test_there_is_no_seed_noise_with_one_transfer_seed_each(report):
+    found = table(report, "intervals-main")
+    assert "noise" not in [column.key for column in found.columns]
+    assert "Transfer seeds alone" not in " ".join(found.notes)
 
 
 def test_a_method_keeps_its_colour_however_it_is_spelt():

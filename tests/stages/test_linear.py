@@ -112,5 +112,8 @@ def test_images_are_resized_as_the_study_did_for_the_weights_layout(
     # and what is made from such a checkpoint says so, too
     passed_on = checkpoint.imported(config.ModelSpec(name=f"local-dir:{folder}"))
     assert passed_on == {"imported": facts["imported"]}
+    for given in ("random", "/tmp/other.pth"):  # the folder gives the architecture alone
+        other = config.ModelSpec(name=f"local-dir:{folder}", weights=given)
+        assert checkpoint.imported(other) == {}
     own = config.ModelSpec(name=f"local-dir:{half_pruned / 'checkpoint'}")
     assert checkpoint.imported(own) == checkpoint.imported(config.ModelSpec(name="resnet18")) == {}

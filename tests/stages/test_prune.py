@@ -10,6 +10,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
+from sparse_transfer import checkpoint
 from tests.test_main import call
 
 
@@ -76,3 +77,32 @@ def test_a_head_of_other_classes_is_kept_and_not_scored(tmp_path, capsys):
     assert code == 0 and [result["rows"] for result in results] == [[], []]
     for path in (tmp_path / "r").glob("prune/*/checkpoint/model.safetensors"):
         assert load_file(path)["fc.weight"].shape[0] == 7
+
+
+def test_a_checkpoint_records_the_task_its_classifier_was_trained_on(tmp_path):
+    def made(model: str, weights: str, task: str, recipe: str, *options: str) -> Path:
+        runs = tmp_path / f"{task}-{weights}-{recipe}"
+        code = call(
+            "prune", model, "--weights", weights, "--task", task, "--method", "magnitude",
+            "--recipe", recipe, "--sparsity", "0.5", "--image-size", "16", "--crop", "none",
+            "--runs", str(runs), *options,
+        )  # fmt: skip
+        assert code == 0
+        (dense,) = [
+            path.parent / "checkpoint"
+            for path in runs.glob("prune/*/manifest.json")
+            if json.loads(path.read_text())["subject"]["method"] == "dense"
+        ]
+        return dense
+
+    def recorded(folder: Path) -> str | None:
+        known = checkpoint.open_checkpoint(folder).loaded.trained_on
+        return None if known is None else known["name"]
+
+    short = ["--set", "recipe.steps=2", "--set", "recipe.schedule={warmup_steps: 1}"]
+    trained = made("test_resnet", "random", "digits", "demo", *short)
+    assert recorded(trained) == "digits"
+    # cut without training, for images of another task of ten classes: the classifier is the old one
+    again = made(f"local-dir:{trained}", "pretrained", "textures", "one-shot")
+    assert recorded(again) == "digits"
+    assert recorded(made(f"local-dir:{trained}", "random", "digits", "one-shot")) is None

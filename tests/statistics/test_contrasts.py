@@ -13,7 +13,6 @@ from sparse_transfer.statistics import (
     contrast,
     difficulty,
     difficulty_correlation,
-    interaction,
     pooled_sd,
     seed_noise,
     seed_noise_of_mean,
@@ -126,8 +125,6 @@ def test_only_the_two_methods_and_dense_must_be_complete():
 def test_an_unknown_method_gets_its_neighbours():
     with pytest.raises(UserError, match="Did you mean fggp"):
         contrast(made(EFFECTS), "fgp", "gmp")
-    with pytest.raises(UserError, match="Did you mean fggp"):
-        interaction(made(EFFECTS), "gmp", "fgp")
 
 
 def test_no_shared_sparsity_gives_an_empty_table():
@@ -139,21 +136,6 @@ def two_modes() -> pd.DataFrame:
     full = made({("gmp", 0.9): 0.0, ("fggp", 0.9): 0.2}, noise=0, mode="full", profile="short")
     full["value"] = 1 - (1 - full["value"]) / 2  # half the errors: ratios stay
     return pd.concat([linear, full])
-
-
-def test_interaction_by_hand():
-    found = interaction(two_modes(), "gmp", "fggp")
-    assert len(found) == 3
-    assert found["difference_1"].to_numpy() == pytest.approx([0.2] * 3)
-    assert found["difference_2"].to_numpy() == pytest.approx([-0.2] * 3)
-    assert found["interaction"].to_numpy() == pytest.approx([0.4] * 3)
-
-
-def test_interaction_refuses_several_profiles_of_a_mode():
-    frame = two_modes()
-    other = frame[frame["mode"] == "full"].assign(profile="paper-full")
-    with pytest.raises(UserError, match="paper-full, short"):
-        interaction(pd.concat([frame, other]), "gmp", "fggp")
 
 
 def test_difficulty_is_what_training_the_features_gains():
@@ -170,7 +152,7 @@ def test_difficulty_correlation_by_hand():
     for task, r in wanted.items():
         frame.loc[sparse & (frame["task"] == task), "value"] = 1 - dense[task] * (1 + r)
     found = difficulty_correlation(compare(frame), difficulty(frame))
-    found = found.set_index(["mode", "method"])["correlation"]
+    found = found.set_index(["mode", "method"])["r"]
     # Difficulties .1, .175, .25 are symmetric about dtd: no correlation.
     assert found["linear-sgd", "gmp"] == pytest.approx(0, abs=1e-9)
     assert len(found) == 4

@@ -103,3 +103,12 @@ def test_areas_are_over_the_shots_that_every_task_has():
     (row,) = few_shot_areas(frame).to_dict("records")
     assert row["last_shots"] == 2 and row["area"] == pytest.approx(0.55)
     assert few_shot_areas(rows({("dense", "a", 1): [0.5, 0.5]})).empty
+
+
+def test_every_point_of_a_curve_is_a_mean_over_the_same_tasks():
+    values = {("dense", "a", 1): 0.4, ("dense", "a", 2): 0.5, ("dense", "a", 4): 0.6}
+    values |= {("dense", "b", 1): 0.2, ("dense", "b", 2): 0.3}  # no class of b has 4 images
+    made = few_shot_curves(rows({key: [value] * 2 for key, value in values.items()}))
+    assert made["shots"].tolist() == [1, 2]
+    assert made["n_tasks"].tolist() == [2, 2]
+    assert made["accuracy"].tolist() == pytest.approx([0.3, 0.4])

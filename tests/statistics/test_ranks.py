@@ -60,6 +60,22 @@ def test_a_method_that_lacks_a_task_is_named_and_not_ranked():
     assert ranking.tests.iloc[0]["n_methods"] == 2
 
 
+def test_better_than_dense_is_judged_by_the_dense_models_of_the_same_seeds():
+    dense, sparse = {0: 0.80, 1: 0.60}, {("a", 0): 0.78, ("b", 0): 0.81, ("b", 1): 0.61}
+    rows = [
+        row(method, sparsity, task, seed, value)
+        for task in ("birds", "cars")
+        for method, sparsity, seed, value in [
+            *(("dense", 0.0, seed, value) for seed, value in dense.items()),
+            *((method, 0.9, seed, value) for (method, seed), value in sparse.items()),
+        ]
+    ]
+    ranking = rank_methods(compare(pd.DataFrame(rows), allow_unequal=True).tasks)
+    found = ranking.methods.set_index("method")
+    # a has seed 0 alone, where dense has .80; the mean of the dense seeds of a and b is .75
+    assert found["better_than_dense"].to_dict() == {"a": 0, "b": 2}
+
+
 @pytest.mark.parametrize(
     "scores",
     [

@@ -25,12 +25,12 @@ from sparse_transfer.statistics import (
     difficulty_correlation,
     friedman,
     hierarchical_bootstrap,
-    interaction,
     pooled_sd,
     seed_noise,
     seed_noise_of_mean,
     worse_than_linear,
 )
+from sparse_transfer.statistics.reversals import reversals
 
 pytestmark = pytest.mark.real
 
@@ -218,7 +218,7 @@ def test_difficulty_of_the_tasks(frame: pd.DataFrame):
 
 def test_correlation_with_difficulty(frame: pd.DataFrame, comparison: Comparison):
     found = difficulty_correlation(comparison, difficulty(frame))
-    table = found.set_index(["mode", "method", "sparsity"])["correlation"]
+    table = found.set_index(["mode", "method", "sparsity"])["r"]
     linear = table["linear-sgd"]
     for method, expected in {
         "AC/DC": [-0.44, -0.53, -0.58],
@@ -306,12 +306,12 @@ def test_full_is_worse_than_linear_in_34_cells(frame: pd.DataFrame, comparison: 
 
 
 @pytest.mark.parametrize(("sparsity", "mean"), [(0.8, 0.255), (0.9, 0.240), (0.95, 0.232)])
-def test_the_ranking_of_woodfisher_and_acdc_reverses(frame, sparsity: float, mean: float):
-    found = interaction(frame, "WoodFisher", "AC/DC")
-    values = found.loc[found["sparsity"] == sparsity, "interaction"]
-    assert len(values) == 12
-    assert (values > 0).all()
-    assert values.mean() == pytest.approx(mean, abs=5e-4)
+def test_the_ranking_of_woodfisher_and_acdc_reverses(comparison, sparsity: float, mean: float):
+    linear, full = (comparison.tasks.query(f"mode == '{m}'") for m in ("linear-sgd", "full"))
+    found = reversals(linear, full, [("WoodFisher", "AC/DC")]).set_index("sparsity").loc[sparsity]
+    assert found["n_tasks"] == found["n_positive"] == 12
+    assert found["interaction"] == pytest.approx(mean, abs=5e-4)
+    assert found["changes_places"]
 
 
 def test_the_reversal_as_two_contrasts(frame: pd.DataFrame):

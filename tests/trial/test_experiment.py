@@ -86,11 +86,6 @@ def test_without_a_smaller_model_the_reason_is_said():
     assert len(answer.rows) == 7
 
 
-def test_no_test_image_chooses_the_learning_rate_or_the_length():
-    for run in planned().runs:
-        assert run.stage != "tune"
-
-
 def test_variants_grow_in_pixels_and_length():
     sizes = [experiment.pixels(REQUEST, variant) for variant in VARIANTS]
     epochs = [variant.epochs_of(300, 32) for variant in VARIANTS]

@@ -9,11 +9,12 @@ import pandas as pd
 
 from sparse_transfer.report import cost_tables
 from sparse_transfer.report.canvas import Drawing
-from sparse_transfer.report.cells import Column, Table, slug, with_values
+from sparse_transfer.report.cells import Column, Table, with_values
 from sparse_transfer.report.cost_figures import pareto
 from sparse_transfer.report.fronts import POINT, Points, equal_cost, judged, points
 from sparse_transfer.report.html import Part, Section
 from sparse_transfer.report.material import Material
+from sparse_transfer.store import slug
 
 FRONT = (
     Column("mode_title", "mode", choice=True),

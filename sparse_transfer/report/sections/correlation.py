@@ -8,11 +8,12 @@ from typing import Any, cast
 import pandas as pd
 
 from sparse_transfer.report import scatters
-from sparse_transfer.report.cells import Column, Table, slug, with_values
+from sparse_transfer.report.cells import Column, Table, with_values
 from sparse_transfer.report.html import Part, Section
 from sparse_transfer.report.material import Material
 from sparse_transfer.report.tables import mode_title
 from sparse_transfer.statistics.correlations import ACROSS, upstream_correlation, upstream_points
+from sparse_transfer.store import slug
 
 CORRELATIONS = (
     Column("mode_title", "mode", choice=True),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sparse_transfer.report import hours
-from sparse_transfer.report.cells import Column, Table, duration, slug, with_values
+from sparse_transfer.report.cells import Column, Table, duration, with_values
 from sparse_transfer.report.html import Part, Section
 from sparse_transfer.report.material import Material
+from sparse_transfer.store import slug
 
 COLUMNS = (
     Column("stage_title", "transfer", choice=True),
@@ -24,8 +25,11 @@ COLUMNS = (
 )
 NAMES = {
     "prune": "upstream",
+    "evaluate": "scoring on further test sets",
     "tune": "search of learning rates",
     "linear": "linear probes",
+    "few_shot": "few-shot curves",
+    "online": "linear with the backbone recomputed",
     "full": "full fine-tuning",
     "bench": "measuring latency",
 }

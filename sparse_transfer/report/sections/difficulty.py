@@ -12,11 +12,10 @@ from sparse_transfer.report.cells import Column, Table, with_values
 from sparse_transfer.report.html import Part, Section
 from sparse_transfer.report.material import Material, Place
 from sparse_transfer.report.tables import mode_title
-from sparse_transfer.statistics import GROUP, difficulty
-from sparse_transfer.statistics.correlations import correlation, needed_correlation
+from sparse_transfer.statistics import difficulty, difficulty_correlation
+from sparse_transfer.statistics.contrasts import beside_difficulty
+from sparse_transfer.statistics.correlations import needed_correlation
 
-CHECKPOINT = ["arm", "model", "recipe", "image_size"]
-TASK = ["task", "split_hash"]
 CELL = ["method", "sparsity"]
 FEWEST = 4  # tasks; below, a correlation has no interval
 TASKS = (
@@ -57,11 +56,8 @@ def _part(material: Material, place: Place, difficulties: pd.DataFrame) -> Part:
     assert material.comparison is not None
     arm, model = place
     own = difficulties[(difficulties["arm"] == arm) & (difficulties["model"] == model)]
-    tasks = material.comparison.tasks
-    tasks = tasks[(tasks["arm"] == arm) & (tasks["model"] == model) & tasks["mode"].ne("upstream")]
-    tasks = tasks[tasks["sparsity"].gt(0) & tasks["r"].notna()]
-    joined = tasks.merge(own[[*CHECKPOINT, *TASK, "difficulty"]], on=[*CHECKPOINT, *TASK])
-    found = correlations(joined)
+    joined = _sparse(beside_difficulty(material.comparison, own))
+    found = _read(_sparse(difficulty_correlation(material.comparison, own)))
     if found.empty:
         return Part()
     name, held = material.slugs[place], material.held(arm)
@@ -93,31 +89,25 @@ def _part(material: Material, place: Place, difficulties: pd.DataFrame) -> Part:
     return Part(material.title(place), tuple(_drawings(material, place, joined)), tables)
 
 
-def correlations(joined: pd.DataFrame) -> pd.DataFrame:
-    """Pearson's r of increase and difficulty per group, method and sparsity, from 4 tasks on.
+def _sparse(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with zeros, of transfer."""
+    return rows[rows["sparsity"].gt(0) & rows["mode"].ne("upstream")] if len(rows) else rows
 
-    Args:
-        joined: rows of `Comparison.tasks` with a column difficulty.
-    """
-    rows = []
-    for key, part in joined.groupby([*GROUP, *CELL], sort=False):
-        if len(part) < FEWEST:
-            continue
-        found = correlation(part["difficulty"], part["r"])
-        if found.r != found.r:
-            continue
-        row = dict(zip([*GROUP, *CELL], key if isinstance(key, tuple) else (key,), strict=True))
-        needed = needed_correlation(found.n)
-        words = "loses less on difficult tasks" if found.r < 0 else "loses more on difficult tasks"
-        row |= {"r": found.r, "r_low": found.low, "r_high": found.high, "n": found.n}
-        row |= {"needed": needed, "mode_title": mode_title(str(row["mode"]))}
-        rows.append(row | {"reading": words if abs(found.r) > needed else "not told from chance"})
-    made = pd.DataFrame(rows)
-    return (
-        made.sort_values(["mode_title", "sparsity", "method"], ascending=[False, True, True])
-        if rows
-        else made
-    )
+
+def _read(found: pd.DataFrame) -> pd.DataFrame:
+    """The correlations that have an interval, in words."""
+    found = found[found["r_low"].notna()] if len(found) else found
+    if found.empty:
+        return found
+    needed = found["n"].map(needed_correlation)
+    words = {True: "loses less on difficult tasks", False: "loses more on difficult tasks"}
+    readings = [
+        words[r < 0] if abs(r) > size else "not told from chance"
+        for r, size in zip(found["r"], needed, strict=True)
+    ]
+    titles = found["mode"].map(mode_title)
+    made = found.assign(needed=needed, mode_title=titles, reading=readings)
+    return made.sort_values(["mode_title", "sparsity", "method"], ascending=[False, True, True])
 
 
 def _drawings(material: Material, place: Place, joined: pd.DataFrame) -> Iterator[Drawing]:

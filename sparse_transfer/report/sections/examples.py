@@ -74,15 +74,19 @@ def section(material: Material) -> Section | None:
 
 
 def _part(material: Material, load: LoadPredictions, place: Place, most_bytes: int) -> Part | None:
-    groups = {group.mode: group for group in reversed(material.of(place))}
-    mode = next((mode for mode in (*MODES, *groups) if mode in groups and mode != "upstream"), "")
+    methods = _methods(material)
+    pruned = methods[~methods["is_dense"].astype(bool)]
+    groups = {g.mode: g for g in reversed(material.of(place)) if len(g.of(pruned))}
+    if len(groups) > 1:  # a model pruned on the task itself has no other mode
+        groups.pop("upstream", None)
+    mode = next((mode for mode in (*MODES, *groups) if mode in groups), "")
     if not mode:
         return None
     group = groups[mode]
     stored = group.of(material.frame)
     stored = stored[stored["predictions"].notna()]  # imported rows have none
     cells = pd.MultiIndex.from_frame(stored[CELL])
-    methods = group.of(_methods(material))
+    methods = group.of(methods)
     row = chosen(methods[pd.MultiIndex.from_frame(methods[CELL]).isin(cells)])
     if row is None:
         return None

@@ -8,10 +8,12 @@ import pandas as pd
 
 from sparse_transfer.report import figures as draw
 from sparse_transfer.report.canvas import Drawing, percent
-from sparse_transfer.report.cells import Column, Table, records, slug, with_values
+from sparse_transfer.report.cells import Column, Table, records, with_values
 from sparse_transfer.report.html import Part, Section
-from sparse_transfer.report.material import Material, Place
+from sparse_transfer.report.material import Material, Place, is_at
 from sparse_transfer.statistics import few_shot_areas, few_shot_curves
+from sparse_transfer.statistics.few_shot import shared_shots
+from sparse_transfer.store import slug
 
 CURVES = (
     Column("shots", "images per class", "count", choice=True),
@@ -34,23 +36,19 @@ AREAS = (
 
 def section(material: Material) -> Section | None:
     """A figure per sparsity, the area under the curve, and every point."""
-    if material.few_shot.empty:
+    if material.few_shot.empty or (curves := few_shot_curves(material.few_shot)).empty:
         return None
-    curves, areas = few_shot_curves(material.few_shot), few_shot_areas(material.few_shot)
+    areas = few_shot_areas(material.few_shot)
     if material.is_demo:
         curves, areas = (frame.filter(regex="^(?!.*_(low|high)$)") for frame in (curves, areas))
     places = list(dict.fromkeys(zip(curves["arm"], curves["model"], strict=True)))
     parts = []
     for place in places:
-        own = [frame[_is_at(frame, place)] for frame in (curves, areas) if len(frame)]
+        own = [frame[is_at(frame, place)] for frame in (curves, areas) if len(frame)]
         title = " · ".join(place) if len(places) > 1 else ""
         drawings = tuple(_drawings(material, place, own[0]))
         parts.append(Part(title, drawings, tuple(_tables(material, place, own))))
     return Section.of("few-shot", "With few images", _sentence(curves), parts)
-
-
-def _is_at(frame: pd.DataFrame, place: Place) -> pd.Series:
-    return (frame["arm"] == place[0]) & (frame["model"] == place[1])
 
 
 def _drawings(material: Material, place: Place, curves: pd.DataFrame) -> Iterator[Drawing]:
@@ -89,7 +87,7 @@ def _tables(material: Material, place: Place, own: list[pd.DataFrame]) -> Iterat
         curves.sort_values(["shots", "sparsity", "method"], kind="stable"),
         with_values(curves, CURVES),
         brackets if "accuracy_low" in curves else "",
-        tuple(_notes(material.few_shot[_is_at(material.few_shot, place)])),
+        tuple(_notes(material.few_shot[is_at(material.few_shot, place)])),
         held,
     )
 
@@ -105,6 +103,12 @@ def _notes(rows: pd.DataFrame) -> Iterator[str]:
                 f"{task}: {classes} fewer than {shots} training images and gave all of them: "
                 f"{shown}."
             )
+    cut = sorted(set(rows["shots"]) - set(shared_shots(rows)))
+    if cut:
+        words = ", ".join(str(k) for k in cut)
+        yield (
+            f"Not every task has {words} training images of a class: means over tasks end before."
+        )
     for task, part in rows.groupby("task"):
         missing = part["left_out"].iloc[0]
         if missing:
@@ -117,16 +121,19 @@ def _sentence(curves: pd.DataFrame) -> str:
     known = curves[curves["increase"].notna()]
     if known.empty:
         return "A logistic regression on frozen features of a few images of every class."
+    place = (known["arm"].iloc[0], known["model"].iloc[0])
+    named = "" if is_at(known, place).all() else f" ({' · '.join(place)})"
+    known = known[is_at(known, place)]
     level = known["sparsity"].max()
     own = known[known["sparsity"] == level]
     first, last = int(own["shots"].min()), int(own["shots"].max())
     parts = []
-    for method, rows in own[own["arm"] == own["arm"].iloc[0]].groupby("method"):
+    for method, rows in own.groupby("method"):
         by_shots = {row["shots"]: 100 * row["increase"] for row in records(rows)}
         if first in by_shots and last in by_shots:
             span = f"{by_shots[first]:+.1f} % and {by_shots[last]:+.1f} %".replace("-", "−")
             parts.append(f"{method} {span}")
     return (
         f"Relative error increase with {first} and with {last} training images per class, at "
-        f"{percent(level)} sparsity: {'; '.join(parts)}."
+        f"{percent(level)} sparsity: {'; '.join(parts)}{named}."
     )

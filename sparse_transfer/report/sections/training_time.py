@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 
 from sparse_transfer.report.canvas import percent
-from sparse_transfer.report.cells import Column, Table, records, slug, with_values
+from sparse_transfer.report.cells import Column, Table, records, with_values
 from sparse_transfer.report.html import Part, Section
-from sparse_transfer.report.material import Material, Place
+from sparse_transfer.report.material import Material, Place, is_at
 from sparse_transfer.report.tables import CELL
+from sparse_transfer.store import slug
 
 MODE = "linear-online"
 PARTS = ("forward_s", "backward_s", "update_s", "step_s", "loading_s")
@@ -33,17 +34,13 @@ def section(material: Material) -> Section | None:
     if not len(frame) or "step_s" not in frame:
         return None
     timed = frame[(frame["mode"] == MODE) & frame["step_s"].notna()]
-    tables = {place: _rows(timed[_is_at(timed, place)]) for place in material.places}
+    tables = {place: _rows(timed[is_at(timed, place)]) for place in material.places}
     tables = {place: rows for place, rows in tables.items() if len(rows)}
     parts = [
         Part(material.title(place), (), (_table(material, place, rows),))
         for place, rows in tables.items()
     ]
     return Section.of("training-time", "Training time", _sentence(tables), parts)
-
-
-def _is_at(frame: pd.DataFrame, place: Place) -> pd.Series:
-    return (frame["arm"] == place[0]) & (frame["model"] == place[1])
 
 
 def _rows(timed: pd.DataFrame) -> pd.DataFrame:

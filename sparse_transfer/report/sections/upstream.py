@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from sparse_transfer.report.cells import Column, Table, slug
+from sparse_transfer.report.cells import Column, Table
 from sparse_transfer.report.html import Part, Section
 from sparse_transfer.report.material import Material
 from sparse_transfer.report.tables import CELL
 from sparse_transfer.statistics.intervals import Interval, t_interval, wilson_interval
+from sparse_transfer.store import slug
 
 PLACE = ["arm", "model"]
 
