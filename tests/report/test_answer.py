@@ -64,7 +64,8 @@ def report(
         frame.append(
             {
                 "arm": arm, "model": "net", "sparsity": sparsity,
-                "method": first if arm == "a" else method, "upstream_seed": 0, "transfer_seed": None, "task": "t", "split_hash": "h",
+                "method": first if arm == "a" else method, "upstream_seed": 0,
+                "transfer_seed": None, "task": "t", "split_hash": "h",
                 "mode": "upstream", "metric": "top1", "value": value, "top1": value, "n_test": N,
                 "image_size": 32, "profile": "", "recipe": "r", "stage": "prune", "run": "x",
                 "measured_sparsity": sparsity, "mac_ratio": 1 - sparsity, "bytes": 4e6,
