@@ -73,7 +73,7 @@ def test_a_run_ends_in_sentences_and_is_not_done_twice(
     assert "Recommended: " in printed and "against dense continued" in printed
     assert "of 7 images" in printed and "ms per image" in printed
     assert "MB with the zeros compressed" in printed
-    rival = r"test_resnet: error [^;]* of 7 images; [^;]*, paired, \w+\); [\d.]+ ms per image"
+    rival = r"test_resnet: error [^;]* of 7 images; [^;]*; [^;]*, paired, \w+\); [\d.]+ ms per image"
     assert re.search(rival, printed)
     assert "Left out" not in printed and "no result" not in printed
     assert "no choice was made on the test images" in printed
