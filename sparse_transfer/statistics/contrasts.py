@@ -42,6 +42,7 @@ from sparse_transfer.statistics.verdicts import verdict
 # What two modes of the same checkpoints share.
 CHECKPOINT = ["arm", "model", "recipe", "image_size"]
 TASK = ["task", "split_hash"]
+NO_INTERVAL = "no interval could be computed"
 
 
 def contrast(
@@ -70,9 +71,10 @@ def contrast(
         sparsity, n_tasks, n_seeds, difference (of mor), low, high, interval_over ("upstream seeds",
         with one seed "tasks", else ""), seeds_low/high, tasks_low/high, rom_difference,
         geometric_difference, sign_agreed, seeds_p (exact sign flips over upstream seeds), tasks_p
-        (Wilcoxon over tasks), mde, verdict and verdict_text (of `first` against `second`),
-        conditional, winner (a label where the verdict is decided and the three aggregates agree in
-        sign, else ""), missing. Empty where they share no sparsity.
+        (Wilcoxon over tasks), mde, verdict and verdict_text (of `first` against `second`;
+        `NO_INTERVAL` where a single difference leaves nothing to decide by), conditional, winner
+        (a label where the verdict is decided and the three aggregates agree in sign, else ""),
+        missing. Empty where they share no sparsity.
 
     Raises:
         UserError: a method that is not there, or whatever `compare` would refuse of the results of
@@ -283,6 +285,8 @@ def _contrast_row(
     agreed = signs_agree(chosen.estimate, rom, geometric)
     decided = {"better": cells[0][0], "worse": cells[1][0]}.get(found.word, "")
     over = "tasks" if conditional else "upstream seeds"
+    # undecided is what an interval says; one difference has none
+    is_known = not np.isnan(chosen.low)
     return {
         **group.key,
         "first": cells[0][0],
@@ -293,7 +297,7 @@ def _contrast_row(
         "difference": chosen.estimate,
         "low": chosen.low,
         "high": chosen.high,
-        "interval_over": "" if np.isnan(chosen.low) else over,
+        "interval_over": over if is_known else "",
         **limits("seeds", over_seeds),
         **limits("tasks", over_tasks),
         "rom_difference": rom,
@@ -302,8 +306,8 @@ def _contrast_row(
         "seeds_p": sign_flip_test(by_seed) if 2 <= by_seed.size <= MOST_SIGNS else NAN,
         "tasks_p": wilcoxon_test(by_task),
         "mde": mde,
-        "verdict": found.word,
-        "verdict_text": found.text,
+        "verdict": found.word if is_known else NO_INTERVAL,
+        "verdict_text": found.text if is_known else f"{NO_INTERVAL} from one difference",
         "conditional": conditional,
         "winner": decided if agreed else "",
         "missing": "; ".join(pair[0].missing),

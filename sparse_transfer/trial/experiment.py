@@ -25,7 +25,8 @@ FIRST, ONE_SHOT, SECOND, FROZEN = (
     "second fine-tune",
     "frozen backbone",
 )
-DENSE, CONTINUED, ONE_SHOT_TUNED = "dense", "dense continued", "one-shot, then fine-tuned"
+DENSE = "dense before 2nd fine-tune"
+CONTINUED, ONE_SHOT_TUNED = "dense continued", "one-shot, then fine-tuned"
 # Magnitudes are ranked by LAMP scores: the layers of a pretrained network differ in scale, and one
 # ranking of raw magnitudes empties the small ones (docs/pruners.md has the figures).
 BY_LAYER = {"allocation": "lamp"}

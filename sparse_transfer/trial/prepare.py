@@ -20,9 +20,11 @@ from sparse_transfer import (
 )
 from sparse_transfer.errors import UserError, unknown_name
 from sparse_transfer.model_source import resolve
+from sparse_transfer.statistics.intervals import wilson_interval
 from sparse_transfer.trial import experiment, folder, smaller
 
 NO_SMALLER = "none"
+WIDE = 0.1  # half-width of an interval of an error share that is worth a note
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,18 @@ def _excess(begun: Forecast, budget: float | None) -> tuple[str, ...]:
 def _counts(task: data.Task) -> tuple[str, ...]:
     parts = {"training": task.train, "validation": task.validation, "test": task.test}
     counts = ", ".join(f"{len(part)} {name}" for name, part in parts.items())
-    return (f"{len(task.classes)} classes; images: {counts}.",)
+    said = (f"{len(task.classes)} classes; images: {counts}.",)
+    return (*said, *_few(len(task.test)))
+
+
+def _few(images: int) -> tuple[str, ...]:
+    """A note where test images are so few that an answer may say nothing."""
+    share = wilson_interval(images // 2, images)  # half of them wrong: the widest
+    half = (share.high - share.low) / 2
+    if half <= WIDE:
+        return ()
+    only = f"Only {images} test image{'s' * (images != 1)}"
+    return (f"{only}: the interval of an error will be about ± {100 * half:.0f} points.",)
 
 
 def _smaller(

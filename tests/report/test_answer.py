@@ -44,7 +44,17 @@ def predictions(wrong: Any) -> Predictions:
     )
 
 
-def report(*, without: str = "", stored: bool = True, **changes: Any) -> write.Report:
+def report(
+    *,
+    without: str = "",
+    stored: bool = True,
+    zeros: str = "does not use zeros",
+    before: float = 0.0,
+    p90: float = 1.0,
+    over: str = "slow",
+    first: str = "dense",
+    **changes: Any,
+) -> write.Report:
     frame = []
     for (arm, method), (wrong, validation) in WRONG.items():
         if f"{arm}/{method}" == without:
@@ -53,8 +63,9 @@ def report(*, without: str = "", stored: bool = True, **changes: Any) -> write.R
         value = 1 - len(wrong) / N
         frame.append(
             {
-                "arm": arm, "model": "net", "method": method, "sparsity": sparsity,
-                "upstream_seed": 0, "transfer_seed": None, "task": "t", "split_hash": "h",
+                "arm": arm, "model": "net", "sparsity": sparsity,
+                "method": first if arm == "a" else method, "upstream_seed": 0,
+                "transfer_seed": None, "task": "t", "split_hash": "h",
                 "mode": "upstream", "metric": "top1", "value": value, "top1": value, "n_test": N,
                 "image_size": 32, "profile": "", "recipe": "r", "stage": "prune", "run": "x",
                 "measured_sparsity": sparsity, "mac_ratio": 1 - sparsity, "bytes": 4e6,
@@ -64,16 +75,20 @@ def report(*, without: str = "", stored: bool = True, **changes: Any) -> write.R
         )  # fmt: skip
     bench = pd.DataFrame(
         {
-            "arm": "b", "model": "net", "method": method, "sparsity": sparsity, "upstream_seed": 0,
-            "backend": backend, "uses_zeros": "does not use zeros", "device": "cpu", "threads": 1,
+            "arm": arm, "model": "net", "method": method, "sparsity": sparsity, "upstream_seed": 0,
+            "backend": backend, "uses_zeros": zeros, "over": over, "device": "cpu", "threads": 1,
             "batch_size": 2, "image_size": 32, "median_s": seconds, "p10_s": seconds,
-            "p90_s": seconds, "speedup": 1.25, "speedup_low": 1.2, "speedup_high": 1.3,
+            "p90_s": seconds * p90, "speedup": 1.25, "speedup_low": 1.2, "speedup_high": 1.3,
             "mac_ratio": 1.0,
         }
-        for method, sparsity in (("dense", 0.0), ("gmp", 0.9))
-        for backend, seconds in (("slow", 0.1), ("fast", 0.02))
+        for arm, method, sparsity, factor in (
+            ("a", first, 0.0, before), ("b", "dense", 0.0, 1.0), ("b", "gmp", 0.9, 1.0),
+        )
+        if factor
+        for backend, seconds in (("slow", 0.1 * factor), ("fast", 0.02 * factor))
     )  # fmt: skip
-    facts = {"experiment": "e", "title": "T", "answer": ANSWER | changes}
+    rows = [ROWS[0] | {"method": first}, *ROWS[1:]]
+    facts = {"experiment": "e", "title": "T", "answer": ANSWER | {"rows": rows} | changes}
 
     def load(row: Any) -> Predictions:
         return predictions(WRONG[tuple(row["predictions"].split("/"))][0])  # type: ignore[index]
@@ -102,23 +117,113 @@ def test_the_sentences_say_all_of_it():
     gmp = next(text for text in said if text.startswith("gmp"))
     assert "error 10.0 % → 30.0 % (4 → 12 of 40 images; +20.0 points" in gmp
     assert "paired, worse" in gmp
-    # two images in 20 ms on the faster backend; the dense model took 1.25 times as long
-    assert "10 ms per image, the dense model beside it 12.5 (fast backend" in gmp
-    assert "does not use zeros" in gmp
-    assert "4 MB, 0.4 MB with the zeros compressed" in gmp
+    # two images in 20 ms on the faster backend
+    assert "10 ms per image; 4 MB, 0.4 MB with the zeros compressed" in gmp
     assert said[-1] == "Left out: a smaller model: no weights."
+
+
+def test_the_regime_is_said_once():
+    said = report(before=1.0).closing
+    assert [text for text in said if "1 thread" in text] == [
+        "Times: fast backend, cpu, 1 thread, batch 2, which does not use zeros."
+    ]
+
+
+def test_the_dense_time_stands_only_beside_one_that_uses_zeros():
+    made = report()
+    assert "beside it" not in " ".join(made.closing)
+    assert by_title(made)["dense_per_image"].isna().all()
+    # the dense model took 1.25 times as long as the pruned one, on the backend named
+    made = report(zeros="uses zeros")
+    said = " ".join(made.closing)
+    assert (
+        "gmp" in said and "10 ms per image, the dense model beside it 12.5 (slow backend)" in said
+    )
+    assert "does not use zeros" not in said
+    assert "beside it 12.5;" in " ".join(report(zeros="uses zeros", over="fast").closing)
+
+
+@pytest.mark.parametrize(("before", "factor"), [(1.15, ""), (0.5, "2"), (3.0, "3")])
+def test_dense_rows_of_different_times_are_not_to_be_compared(before: float, factor: str):
+    said = [text for text in report(before=before).closing if "busy machine" in text]
+    if not factor:
+        assert not said
+        return
+    assert len(said) == 1
+    assert f"by a factor of {factor} between dense rows" in said[0]
+    assert "do not compare them" in said[0]
+
+
+def test_a_smaller_dense_model_may_be_faster():
+    """Its method has another label than the reference's: it is another network."""
+    made = report(before=3.0, first="small")
+    assert by_title(made).loc["before", "per_image"] == pytest.approx(0.03)
+    assert not any("busy machine" in text for text in made.closing)
+
+
+def test_an_uneven_time_has_a_mark():
+    assert "uneven" not in " ".join(report(p90=2.0).closing)
+    made = report(p90=2.5)
+    assert "10 ms per image, uneven (p10 10, p90 25); 4 MB" in " ".join(made.closing)
+    assert by_title(made).loc["gmp", "uneven"] == "uneven (p10 10, p90 25)"
 
 
 def test_the_recommendation_follows_the_validation_images():
     verdict = report().verdict
-    assert verdict[0] == "Made up: 40 test images."
-    assert "best of the 2 pruned models is fggp (15.0 % wrong there)" in verdict[1]
+    assert verdict[2].startswith("Made up: 40 test images.")
+    assert "fggp is the best of the 2 pruned models (15.0 % wrong there)" in verdict[2]
+
+
+def test_the_first_sentence_is_the_answer():
+    first, second, _ = report().verdict
+    assert first.startswith(
+        "Recommended: fggp, error 10.0 % → 12.5 % (4 → 5 of 40 images; +2.5 points, 95 % interval"
+    )
+    assert first.endswith(
+        "paired, undecided) against control, 4 MB, 0.4 MB with the zeros compressed."
+    )
+    assert (
+        second == "control (4 wrong, 4 MB) makes fewer errors than every other row, pruned or not."
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (range(0, 1), "Every dense row makes more errors on the test images than fggp."),
+        (range(0, 4), "Dense, and no more errors than fggp: control (4 wrong, 4 MB)."),
+        (
+            range(0, 9),
+            "control (4 wrong, 4 MB) makes fewer errors than every other row, pruned or not; "
+            "no more than fggp also: before (8 wrong, 4 MB).",
+        ),
+    ],
+)
+def test_dense_rows_that_do_as_well_are_said(wrong, said, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(WRONG, ("b", "fggp"), (wrong, 0.15))
+    assert report().verdict[1] == said
+
+
+def test_another_dense_row_is_no_change_of_the_reference():
+    before = next(text for text in report().closing if text.startswith("before"))
+    assert before.startswith("before: error 20.0 % (8 of 40 images; control: 4; +10.0 points, 95 %")
+    assert "→" not in before
+
+
+def test_numbers_in_the_file_are_those_of_whole_images(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(WRONG, ("b", "fggp"), (range(0, 7), 0.15))  # (1 - 33 / 40) * 40 > 7
+    rows = by_title(report())
+    assert rows["errors"].tolist() == [8, 4, 12, 7]
+    assert rows["error"].tolist() == [0.2, 0.1, 0.3, 0.175]
+    assert rows["validation_error"].tolist() == [0.2, 0.1, 0.3, 0.15]
 
 
 def test_the_test_images_do_not_order_the_candidates(monkeypatch: pytest.MonkeyPatch):
     # gmp is wrong on 12 test images and fggp on 5; on the validation images it is the other way
     monkeypatch.setitem(WRONG, ("b", "gmp"), (WRONG["b", "gmp"][0], 0.05))
-    assert "best of the 2 pruned models is gmp (5.0 % wrong there)" in report().verdict[1]
+    verdict = report().verdict
+    assert verdict[0].startswith("Recommended: gmp, ")
+    assert "gmp is the best of the 2 pruned models (5.0 % wrong there)" in verdict[2]
 
 
 def test_a_row_without_result_is_said():

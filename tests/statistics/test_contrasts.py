@@ -102,6 +102,15 @@ def test_one_seed_is_conditional():
     assert np.isnan(found["seeds_p"])
 
 
+def test_one_seed_and_one_task_have_no_interval():
+    frame = made(EFFECTS, seeds=[0])
+    found = contrast(frame[frame["task"] == "dtd"], "fggp", "gmp")
+    assert found[["low", "high"]].isna().all(axis=None)
+    assert set(found["verdict"]) == {"no interval could be computed"}
+    assert set(found["verdict_text"]) == {"no interval could be computed from one difference"}
+    assert set(found["winner"]) == {""} and set(found["interval_over"]) == {""}
+
+
 def test_only_the_two_methods_and_dense_must_be_complete():
     frame = made({**EFFECTS, ("acdc", 0.95): 0.3})
     holed = frame[(frame["method"] != "acdc") | (frame["task"] != "dtd")]

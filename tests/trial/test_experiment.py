@@ -33,7 +33,7 @@ def test_the_rows_are_those_of_the_issue():
     answer = experiment.build(REQUEST, VARIANTS[0]).answer
     assert answer is not None
     assert [row.title for row in answer.rows] == [
-        "dense",
+        "dense before 2nd fine-tune",
         "dense continued",
         "gmp",
         "fggp",
