@@ -31,7 +31,7 @@ def collect(store: Store, name: str | None) -> record.Results:
     from sparse_transfer.imports import sets
 
     if name is not None and name in sets.names(store.root):
-        refuse_clash(store, name, is_recorded=_experiment(store, name).is_file())
+        refuse_clash(store, name, is_recorded=record.record_path(store, name).is_file())
         return _imported(store, name)
     _refuse_unknown(store, name)
     results = record.collect(store, name)
@@ -137,7 +137,3 @@ def _held_fixed(arm: str, name: str) -> str:
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
-
-
-def _experiment(store: Store, name: str) -> Path:
-    return store.root / "experiments" / f"{name}.json"

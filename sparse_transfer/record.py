@@ -54,7 +54,7 @@ def save(plan: Plan, store: Store) -> None:
             ],
         }
     write_json(
-        _path(store, plan.experiment.name),
+        record_path(store, plan.experiment.name),
         {
             "experiment": plan.experiment.name,
             "title": plan.experiment.title or plan.experiment.name,
@@ -383,7 +383,8 @@ def _task(run: Run) -> dict[str, Any]:
     return {"task": task.title, "reference": task.name} if task else {}
 
 
-def _path(store: Store, name: str) -> Path:
+def record_path(store: Store, name: str) -> Path:
+    """Where an experiment's runs are recorded."""
     return store.root / "experiments" / f"{name}.json"
 
 

@@ -55,3 +55,21 @@ Threads = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads of this process.")
 ]
 ConfigName = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file or a shipped name.")]
+Weights = Annotated[
+    str, typer.Option(help="`pretrained`, `random`, or a .safetensors / .pth file.")
+]
+ModelArguments = Annotated[
+    list[str] | None, typer.Option(help="Model argument name=value. May be repeated.")
+]
+InputTransform = Annotated[
+    list[str] | None,
+    typer.Option(help="pretrained_cfg override name=value, e.g. mean=[.5,.5,.5]."),
+]
+ImageSize = Annotated[
+    int | None, typer.Option(min=8, help="Pixels; default: the checkpoint's own.")
+]
+Crop = Annotated[
+    str | None,
+    typer.Option(help="`center` or `none` (whole image squeezed); default: as it was pruned."),
+]
+TransferSeeds = Annotated[str, typer.Option(help="Transfer seeds, comma-separated.")]

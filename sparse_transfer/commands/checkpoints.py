@@ -7,7 +7,22 @@ from typing import Annotated
 
 import typer
 
-from sparse_transfer.commands.app import DataRoot, Debug, Json, Runs, Sets, Threads, app, examples
+from sparse_transfer.commands.app import (
+    Crop,
+    DataRoot,
+    Debug,
+    ImageSize,
+    InputTransform,
+    Json,
+    ModelArguments,
+    Runs,
+    Sets,
+    Threads,
+    TransferSeeds,
+    Weights,
+    app,
+    examples,
+)
 from sparse_transfer.commands.steps import (
     is_main,
     make_plan,
@@ -39,16 +54,9 @@ def prune(
         ),
     ] = None,
     recipe: Annotated[str, typer.Option(help="Training recipe: `ls recipes`.")] = "short-prune",
-    weights: Annotated[
-        str, typer.Option(help="`pretrained`, `random`, or a .safetensors / .pth file.")
-    ] = "pretrained",
-    kwarg: Annotated[
-        list[str] | None, typer.Option(help="Model argument name=value. May be repeated.")
-    ] = None,
-    cfg: Annotated[
-        list[str] | None,
-        typer.Option(help="pretrained_cfg override name=value, e.g. mean=[.5,.5,.5]."),
-    ] = None,
+    weights: Weights = "pretrained",
+    kwarg: ModelArguments = None,
+    cfg: InputTransform = None,
     option: Annotated[
         list[str] | None, typer.Option(help="Pruner option name=value. May be repeated.")
     ] = None,
@@ -120,14 +128,9 @@ def transfer(
     online: Annotated[
         str, typer.Option(help="Profile of linear-online: backbone recomputed each step.")
     ] = "paper-linear-online",
-    image_size: Annotated[
-        int | None, typer.Option(min=8, help="Pixels; default: the checkpoint's own.")
-    ] = None,
-    crop: Annotated[
-        str | None,
-        typer.Option(help="`center` or `none` (whole image squeezed); default: as it was pruned."),
-    ] = None,
-    seeds: Annotated[str, typer.Option(help="Transfer seeds, comma-separated.")] = "0",
+    image_size: ImageSize = None,
+    crop: Crop = None,
+    seeds: TransferSeeds = "0",
     sets: Sets = None,
     data_root: DataRoot = None,
     runs: Runs = Path("runs"),
@@ -164,13 +167,8 @@ def transfer(
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder of this program.")],
     on: Annotated[list[str], typer.Option(help="Task card of a test set. May be repeated.")],
-    image_size: Annotated[
-        int | None, typer.Option(min=8, help="Pixels; default: the checkpoint's own.")
-    ] = None,
-    crop: Annotated[
-        str | None,
-        typer.Option(help="`center` or `none` (whole image squeezed); default: as it was pruned."),
-    ] = None,
+    image_size: ImageSize = None,
+    crop: Crop = None,
     sets: Sets = None,
     data_root: DataRoot = None,
     runs: Runs = Path("runs"),
@@ -209,9 +207,7 @@ def bench(
         list[str] | None, typer.Option(help="May be repeated: `ls backends`.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per call.")] = 16,
-    image_size: Annotated[
-        int | None, typer.Option(min=8, help="Pixels; default: the checkpoint's own.")
-    ] = None,
+    image_size: ImageSize = None,
     repeats: Annotated[int, typer.Option(min=6, help="Timed calls of each, interleaved.")] = 30,
     as_json: Json = False,
     threads: Threads = None,

@@ -7,7 +7,16 @@ from typing import Annotated, Literal
 
 import typer
 
-from sparse_transfer.commands.app import DataRoot, Debug, Json, Runs, Threads, app, examples
+from sparse_transfer.commands.app import (
+    DataRoot,
+    Debug,
+    Json,
+    ModelArguments,
+    Runs,
+    Threads,
+    app,
+    examples,
+)
 from sparse_transfer.commands.steps import make_context, print_json, say, set_up
 
 
@@ -30,9 +39,7 @@ def import_checkpoint(
     dense: Annotated[
         bool, typer.Option("--dense", help="It is dense: zeros, if any, may train.")
     ] = False,
-    kwarg: Annotated[
-        list[str] | None, typer.Option(help="Model argument name=value. May be repeated.")
-    ] = None,
+    kwarg: ModelArguments = None,
     cfg: Annotated[
         list[str] | None,
         typer.Option(help="Input transform name=value, e.g. mean=[.5,.5,.5]. May be repeated."),

@@ -14,6 +14,7 @@ from sparse_transfer.commands.app import (
     Runs,
     Sets,
     Threads,
+    TransferSeeds,
     app,
     examples,
 )
@@ -127,7 +128,7 @@ def compare(
         str | None,
         typer.Option(help="The imported architecture that this is; default: the model's name."),
     ] = None,
-    seeds: Annotated[str, typer.Option(help="Transfer seeds, comma-separated.")] = "0",
+    seeds: TransferSeeds = "0",
     sets: Sets = None,
     data_root: DataRoot = None,
     runs: Runs = Path("runs"),

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sparse_transfer.commands.app import DataRoot, Debug, Runs, Sets, Threads, app, examples
+from sparse_transfer.commands.app import (
+    DataRoot,
+    Debug,
+    InputTransform,
+    ModelArguments,
+    Runs,
+    Sets,
+    Threads,
+    Weights,
+    app,
+    examples,
+)
 from sparse_transfer.commands.steps import (
     cache_folder,
     is_main,
@@ -55,16 +66,9 @@ def try_(
     smaller_weights: Annotated[
         str, typer.Option(help="Its weights: `pretrained` or a file.")
     ] = "pretrained",
-    weights: Annotated[
-        str, typer.Option(help="`pretrained`, `random`, or a .safetensors / .pth file.")
-    ] = "pretrained",
-    kwarg: Annotated[
-        list[str] | None, typer.Option(help="Model argument name=value. May be repeated.")
-    ] = None,
-    cfg: Annotated[
-        list[str] | None,
-        typer.Option(help="pretrained_cfg override name=value, e.g. mean=[.5,.5,.5]."),
-    ] = None,
+    weights: Weights = "pretrained",
+    kwarg: ModelArguments = None,
+    cfg: InputTransform = None,
     image_size: Annotated[
         int | None,
         typer.Option(min=8, help="Pixels; default: the variant's, at most the model's own."),

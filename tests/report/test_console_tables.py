@@ -25,4 +25,4 @@ def test_a_busy_machine_is_said(p90: float, warns: bool, capsys):
 
 def test_the_dense_backend_that_zeros_are_compared_with_is_named(capsys):
     console_tables.print_bench([row(0.012) | {"backend": "sparse", "over": "onnxruntime"}])
-    assert "over" in (printed := capsys.readouterr().out) and "onnxruntime" in printed
+    assert "onnxruntime" in capsys.readouterr().out
