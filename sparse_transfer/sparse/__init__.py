@@ -12,16 +12,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sparse_transfer.sparse.drop_in import SparseConv2d
     from sparse_transfer.sparse.engine import Compiled, compile  # noqa: A004
     from sparse_transfer.sparse.layer import SparseConvolution, SparseLinear
 
 _PLACES = {
     "Compiled": "engine",
     "compile": "engine",
+    "SparseConv2d": "drop_in",
     "SparseConvolution": "layer",
     "SparseLinear": "layer",
 }
-__all__ = ["Compiled", "SparseConvolution", "SparseLinear", "compile"]
+__all__ = ["Compiled", "SparseConv2d", "SparseConvolution", "SparseLinear", "compile"]
 
 
 def __getattr__(name: str) -> Any:
