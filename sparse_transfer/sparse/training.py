@@ -92,7 +92,9 @@ def convert_for_training(
             assert isinstance(module, nn.Conv2d)
             _replace(network, path, SparseConv2d.from_dense(module, mask))
         else:
-            parametrize.register_parametrization(module, tensor, _NonZeros(mask), unsafe=True)
+            names = list(module._parameters)
+            made = _NonZeros(mask, tuple(names[names.index(tensor) + 1 :]))
+            parametrize.register_parametrization(module, tensor, made, unsafe=True)
     return TrainingModel(network, masks)
 
 
@@ -116,12 +118,16 @@ def obstacle(model: nn.Module, masks: Mapping[str, Tensor]) -> str | None:
 
 
 class _NonZeros(nn.Module):
-    """A weight made of its non-zeros, for a layer that is computed densely."""
+    """A weight made of its non-zeros, for a layer that is computed densely.
+
+    `later` are the names of the parameters that come after it in its module.
+    """
 
     kept: Tensor
 
-    def __init__(self, kept: Tensor) -> None:
+    def __init__(self, kept: Tensor, later: tuple[str, ...]) -> None:
         super().__init__()
+        self.later = later
         self.register_buffer("kept", kept.detach().clone(memory_format=torch.contiguous_format))
 
     def forward(self, values: Tensor) -> Tensor:
@@ -160,17 +166,27 @@ def _check_fit(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
 
 
 def _make_plain(module: nn.Module) -> None:
-    """Remove our parametrizations, leaving the parameters in their original order."""
-    assert isinstance(module.parametrizations, nn.ModuleDict)
-    for tensor, made in list(module.parametrizations.items()):
-        later = [name for name, _ in module.named_parameters(recurse=False)]
-        trains = made.get_parameter("original").requires_grad
-        parametrize.remove_parametrizations(module, tensor)
-        module.get_parameter(tensor).requires_grad_(trains)
-        for name in later:  # removal registered the tensor last; it was first
-            parameter = module.get_parameter(name)
-            delattr(module, name)
-            module.register_parameter(name, parameter)
+    """Remove our parametrizations, leaving the parameters in their original order.
+
+    Not by torch's own function: it changes the class, which copies of a module share.
+    """
+    made = module.parametrizations
+    assert isinstance(made, nn.ModuleDict)
+    weights = {
+        name: nn.Parameter(
+            getattr(module, name).detach(), each.get_parameter("original").requires_grad
+        )
+        for name, each in made.items()
+    }
+    del module.parametrizations
+    module.__class__ = type(module).__bases__[0]
+    for tensor, each in made.items():
+        module.register_parameter(tensor, weights[tensor])
+        non_zeros = each.get_submodule("0")
+        assert isinstance(non_zeros, _NonZeros)
+        for name in non_zeros.later:
+            if name in module._parameters:
+                module.register_parameter(name, module._parameters.pop(name))
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
