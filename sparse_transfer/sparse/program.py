@@ -19,11 +19,10 @@ from torch import Tensor
 
 from sparse_transfer.sparse import abi
 from sparse_transfer.sparse.abi import Activation, Kind
-from sparse_transfer.sparse.layout import LANES, Axis, Layout, halo_moves
+from sparse_transfer.sparse.layout import LINE, Axis, Layout, halo_moves
 from sparse_transfer.sparse.library import Library
 from sparse_transfer.sparse.packing import Packed
 
-LINE = 16  # floats of a cache line
 HUGE = 2**21  # bytes of a huge page
 
 
@@ -54,7 +53,7 @@ class Buffer:
         """For the kernels."""
         if self.whole is not None:
             planes = self.whole.planes()
-            planes.at += self.first * planes.size * LANES
+            planes.at += self.first * planes.size * LINE
             planes.channels = self.layout.channels
             return planes
         return self.layout.planes(self.at, self.layout.floats if self.is_shared else -1)
@@ -380,7 +379,7 @@ def _place(buffers: set[Buffer]) -> int:
         buffer.at = at
         placed.append(buffer)
         total = max(total, at + buffer.layout.floats)
-    return -(-total // (LANES * LINE)) * LANES * LINE
+    return -(-total // LINE**2) * LINE**2
 
 
 class _Arenas(threading.local):

@@ -25,8 +25,9 @@ struct Place {
   int64_t item, images;  // which item, and how many of its images exist
 };
 
-float* start(const Planes& p, const Place& place) {
-  return p.item < 0 ? place.own + p.at : place.batch + p.at + place.item * p.item;
+Element* start(const Planes& p, const Place& place) {
+  return reinterpret_cast<Element*>(p.item < 0 ? place.own + p.at
+                                               : place.batch + p.at + place.item * p.item);
 }
 
 bool is_tiled(const Op& op) {
@@ -45,9 +46,9 @@ int chunks(const Op& op, int threads) {
 }
 
 void run_chunk(const Op& op, const Place& place, int chunk, int threads) {
-  float* in = op.in.channels ? start(op.in, place) : nullptr;
-  float* out = op.out.channels ? start(op.out, place) : nullptr;
-  const float* other = op.other.channels ? start(op.other, place) : nullptr;
+  Element* in = op.in.channels ? start(op.in, place) : nullptr;
+  Element* out = op.out.channels ? start(op.out, place) : nullptr;
+  const Element* other = op.other.channels ? start(op.other, place) : nullptr;
   if (is_tiled(op)) {
     const int parts = row_parts(op, threads), part = chunk % parts;
     const int group = op.kind == DENSE ? DENSE_ROWS : 1, groups = pieces(op.n_rows, group);
@@ -71,7 +72,7 @@ void run_chunk(const Op& op, const Place& place, int chunk, int threads) {
     case MEAN: return mean(op, in, out, c0, c1);
     case POINTWISE: return pointwise(op, in, other, out, c0, c1);
     case REGRID:
-      if (op.in.item >= 0) in = place.batch + op.in.at;
+      if (op.in.item >= 0) in = reinterpret_cast<Element*>(place.batch + op.in.at);
       return regrid(op, in, out, place.item, place.images, c0, c1);
   }
 }
@@ -136,12 +137,13 @@ EXPORT void sparse_advise(void* start, int64_t bytes) {
 
 // Sizes that the caller must know, and check against its own idea of the structures.
 EXPORT void sparse_facts(int32_t* facts) {
-  const int32_t all[] = {sizeof(Planes), sizeof(Op),  sizeof(Segment), WIDTH,
-                         MAX_TILE,       MAX_WIDTH,   MAX_HEIGHT,      DENSE_ROWS, DENSE_TILE};
+  const int32_t all[] = {sizeof(Planes), sizeof(Op),  sizeof(Segment), sizeof(Entry),
+                         LANES,          WIDTH,       MAX_TILE,        MAX_WIDTH,
+                         MAX_HEIGHT,     DENSE_ROWS,  DENSE_TILE};
   for (const int32_t fact : all) *facts++ = fact;
 }
 
-// The best instruction level of this CPU: 0 portable, 1 AVX2, 2 AVX-512.
+// The best instruction level of this CPU: 0 portable, 1 AVX2, 2 AVX-512, 3 with bf16.
 EXPORT int32_t sparse_cpu_level() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
@@ -150,7 +152,7 @@ EXPORT int32_t sparse_cpu_level() {
                          __builtin_cpu_supports("avx512dq"), __builtin_cpu_supports("avx512vl"),
                          __builtin_cpu_supports("avx512cd")})
     if (!has) return 1;
-  return 2;
+  return __builtin_cpu_supports("avx512bf16") ? 3 : 2;
 #else
   return 0;
 #endif
