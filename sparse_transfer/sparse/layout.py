@@ -302,7 +302,7 @@ def halo_moves(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
             move(position(y % height, x % width), position(y, x), lanes)
     return (
         np.array(moves, dtype=np.int32).reshape(-1, 3),
-        np.array(
-            list(permutations), dtype=np.int32 if grid.lanes == LANES else np.int16
-        ).reshape(-1, grid.lanes),
+        np.array(list(permutations), dtype=np.int32 if grid.lanes == LANES else np.int16).reshape(
+            -1, grid.lanes
+        ),
     )

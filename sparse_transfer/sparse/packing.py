@@ -9,8 +9,8 @@ import numpy as np
 from sparse_transfer.sparse import abi
 from sparse_transfer.sparse.layout import Axis, Layout
 
-ENTRY = np.dtype(abi.Entry)
-PAIR = np.dtype(abi.Pair)
+ENTRY: np.dtype[np.void] = np.dtype(abi.Entry)
+PAIR: np.dtype[np.void] = np.dtype(abi.Pair)
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,9 @@ def pairs(packed: Packed) -> Packed:
     values, offsets = np.zeros(doubled[-1], np.uint16), np.zeros(doubled[-1], np.int32)
     values[place], offsets[place] = rounded(packed.entries["value"]), packed.entries["offset"]
     odd = doubled[1:][counts % 2 == 1] - 1
-    offsets[odd] = offsets[odd - 1]  # what is multiplied by zero is there, and finite if its pair is
+    offsets[odd] = offsets[
+        odd - 1
+    ]  # what is multiplied by zero is there, and finite if its pair is
     entries = np.empty(len(values) // 2, PAIR)
     entries["values"], entries["offsets"] = values.reshape(-1, 2), offsets.reshape(-1, 2)
     return Packed(entries, (doubled // 2).astype(np.int32), packed.order)

@@ -21,7 +21,7 @@ from sparse_transfer.sparse.abi import Activation
 from sparse_transfer.sparse.layout import LANES, Axis, Layout, forward_halo, grid_for
 from sparse_transfer.sparse.library import Library, cpu_name
 from sparse_transfer.sparse.packing import Pattern, dense_pairs, pack_dense, pack_forward, pairs
-from sparse_transfer.sparse.program import Buffer, Program
+from sparse_transfer.sparse.program import Buffer, Program, clear_arena
 
 CACHES = (24 * 1024, 48 * 1024, 2**30)  # bytes that the inputs of a tile may take
 REPEATS = 3
@@ -137,13 +137,16 @@ class Tuner:
         found = self._known[key]
         return Choice(**{**found, "tile": tuple(found["tile"])})
 
-    def compare(self, batch: int, measure: Callable[[], tuple[float, float]]) -> Timing:
-        """Seconds of a network without and with the engine, measured once for these problems.
+    def compare(
+        self, batch: int, dtype: torch.dtype, measure: Callable[[], tuple[float, float]]
+    ) -> Timing:
+        """Seconds of a network in PyTorch, in that type, and by the engine, measured once.
 
-        The problems are all that were asked for so far; the number of threads is part of the key.
+        The network is known by the problems that were asked for so far; the number of threads is
+        part of the key.
         """
         threads = torch.get_num_threads()
-        key = f"network {store.digest([self._asked, batch, threads])[:24]}"
+        key = f"network {store.digest([self._asked, batch, threads, str(dtype)])[:24]}"
         if key not in self._known:
             self._known[key] = asdict(Timing(*measure()))
             self._is_new = True
@@ -157,6 +160,8 @@ class Tuner:
             self._is_new = False
 
     def _measure(self, problem: Problem) -> Choice:
+        if not self._is_new:
+            clear_arena()  # zeros stay zeros in all that is measured from here on
         timed = [(self._time(problem, choice), choice) for choice in self._candidates(problem)]
         dense = [seconds for seconds, choice in timed if choice.kind == "dense"]
         seconds, best = min(timed, key=lambda pair: pair[0])
@@ -174,7 +179,9 @@ class Tuner:
                     yield Choice("sparse", tile, blocks)
         if problem.groups == 1:
             tile = tiling.dense_tile(self.library, problem.target.block[1])
-            for blocks in {tiling.blocks(problem.source, tile, step, reach, c) for c in caches[-2:]}:
+            for blocks in {
+                tiling.blocks(problem.source, tile, step, reach, c) for c in caches[-2:]
+            }:
                 yield Choice("dense", tile, blocks)
 
     def _time(self, problem: Problem, choice: Choice) -> float:
