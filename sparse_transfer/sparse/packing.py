@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparse_transfer.sparse import abi
 from sparse_transfer.sparse.layout import Axis, Layout
 
-ENTRY: np.dtype[np.void] = np.dtype(abi.Entry)
-PAIR: np.dtype[np.void] = np.dtype(abi.Pair)
+ENTRY = np.dtype([("value", np.float32), ("offset", np.int32)])  # abi.Entry
+PAIR = np.dtype([("values", np.uint16, 2), ("offsets", np.int32, 2)])  # abi.Pair
 
 
 @dataclass(frozen=True)

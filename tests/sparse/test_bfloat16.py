@@ -13,11 +13,11 @@ from torch.nn import functional
 
 from sparse_transfer import models, sparse  # noqa: F401 - registers the small variants
 from sparse_transfer.errors import UserError
-from sparse_transfer.sparse import engine, library
+from sparse_transfer.sparse import abi, engine, library
 from sparse_transfer.sparse.abi import Activation
 from sparse_transfer.sparse.layer import SparseConvolution, SparseLinear
 from sparse_transfer.sparse.layout import Axis, Grid, Layout, forward_halo, grid_for, grids
-from sparse_transfer.sparse.packing import PAIR, Pattern, pack_forward, pairs, rounded
+from sparse_transfer.sparse.packing import ENTRY, PAIR, Pattern, pack_forward, pairs, rounded
 from sparse_transfer.sparse.program import Buffer, Program
 from tests.sparse.test_engine import Awkward, lively, regions
 from tests.sparse.test_layer import cases, relative
@@ -343,3 +343,11 @@ def test_thirty_two_lanes_hold_more_images():
     seven = (Axis(7), Axis(7))
     assert grid_for(seven, 64) == Grid(16, 1, 1) and grid_for(seven, 64, 32) == Grid(32, 1, 1)
     assert len(grids(32)) == 21 and all(grid.lanes == 32 for grid in grids(32))
+
+
+def test_packed_weights_are_the_structures_of_the_kernels():
+    for packed, structure in ((ENTRY, abi.Entry), (PAIR, abi.Pair)):
+        assert packed.itemsize == np.dtype(structure).itemsize
+        assert [field[1] for field in packed.fields.values()] == [
+            field[1] for field in np.dtype(structure).fields.values()
+        ]
