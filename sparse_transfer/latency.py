@@ -21,6 +21,9 @@ from torch import Tensor
 from sparse_transfer.errors import UserError
 
 TOLERANCE = 1e-4  # relative error of float32 outputs that still counts as the same function
+# The same of whole networks in bfloat16, which rounds every layer's output to 8 bits: ResNets are
+# off by 0.3 to 0.6 %, a MobileNetV2 by 2.5 %.
+BF16_TOLERANCE = 5e-2
 CONFIDENCE = 0.95
 
 
