@@ -7,7 +7,6 @@ and the engine as a whole against PyTorch. What is not faster stays dense.
 
 from __future__ import annotations
 
-import copy
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
+from sparse_transfer.bfloat16 import InBfloat16
 from sparse_transfer.errors import UserError
 from sparse_transfer.fusion import fold_batch_norms, trace
 from sparse_transfer.sparse import library, tuning
@@ -108,19 +108,6 @@ class Compiled:
                 f"{_micro(choice.seconds):>9} {_micro(choice.dense_seconds):>9}"
             )
         return "\n".join(lines)
-
-
-@final
-class InBfloat16(nn.Module):
-    """A copy of a module that computes in bfloat16; float32 in and out."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = copy.deepcopy(module).to(torch.bfloat16)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Any float tensor → float32."""
-        return self.module(images.to(torch.bfloat16)).float()
 
 
 def compile(  # noqa: A001

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sparse_transfer import models, sparse  # noqa: F401 - registers the small variants
+from sparse_transfer.bfloat16 import InBfloat16
 from sparse_transfer.errors import UserError
 from sparse_transfer.sparse import abi, engine, library
 from sparse_transfer.sparse.abi import Activation
@@ -250,7 +251,7 @@ def test_networks_agree_with_pytorch(name, pixels, batch, kwargs, _own_cache):
     assert compiled.engine == "sparse", compiled.reason
     assert compiled.dtype == torch.bfloat16 and "in bfloat16" in compiled.explain()
     for others in (images, torch.randn(batch + 3, 3, pixels, pixels)):
-        found, pytorch = compiled(others), engine.InBfloat16(model)(others)
+        found, pytorch = compiled(others), InBfloat16(model)(others)
         allowed = max(TOLERANCE, 1.5 * off(pytorch, model, others))  # random MobileNets magnify
         assert found.dtype == torch.float32 and off(found, model, others) <= allowed
 
