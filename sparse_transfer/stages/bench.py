@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from sparse_transfer import checkpoint, latency, plan, plugins, signals
-from sparse_transfer.backends import uses_zeros
+from sparse_transfer.backends import tolerance, uses_zeros
 from sparse_transfer.errors import UserError
 from sparse_transfer.seeds import derive
 from sparse_transfer.stages.context import Context
@@ -91,6 +91,7 @@ def measure_checkpoints(
         reference=f"{next(iter(used))} {'dense' if dense else 'sparse'}",
         repeats=repeats,
         expected={f"{name} {key}": expected[key] for name, key in prepared},
+        tolerances={f"{name} {key}": tolerance(used[name]) for name, key in prepared},
     )
     fastest = min(used, key=lambda name: timed[f"{name} dense"].median) if dense else ""
     rows = []
@@ -111,6 +112,8 @@ def measure_checkpoints(
                 "median_s": own.median,
                 "p10_s": own.p10,
                 "p90_s": own.p90,
+                "p99_s": own.p99,
+                "relative_error": own.relative_error,
                 "speedup": ratio.median if ratio else None,
                 "speedup_low": ratio.low if ratio else None,
                 "speedup_high": ratio.high if ratio else None,
