@@ -87,7 +87,7 @@ class SparseConv2d(nn.Module):
         assert padding is not None
         layer = SparseConv2d(
             values,
-            conv.bias,
+            conv.get_parameter("bias") if conv.bias is not None else None,
             kept.detach().clone(memory_format=torch.contiguous_format),
             stride=_pair(conv.stride),
             padding=padding,
@@ -129,7 +129,7 @@ class SparseConv2d(nn.Module):
             device="meta",
         )
         conv.weight = nn.Parameter(self.dense_weight().detach(), self.values.requires_grad)
-        conv.bias = self.bias
+        conv.register_parameter("bias", self.bias)
         return conv.train(self.training)
 
     def convolution(self, values: Tensor) -> SparseConvolution:
