@@ -1,4 +1,4 @@
-"""What the benchmarks of the sparse engine share: networks with zeros, rounds, cells kept in a file.
+"""What the benchmarks of the sparse engine share: networks, rounds, cells kept in a file.
 
 A cell is one figure with everything it was made of. `Cells` writes every finished one at once, so
 that a long table that was interrupted goes on where it stopped. Every PASS or MISS is one of

@@ -28,7 +28,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -75,7 +75,7 @@ class Row:
     model: str
     pixels: int
     batch: int
-    goals: dict[float, float | None]
+    goals: Mapping[float, float | None]
     allocation: str = "uniform"
     own: bool = False  # compared with our own dense path (PyTorch eager), not with the best of all
     dtype: torch.dtype = torch.float32
@@ -109,7 +109,8 @@ ROWS = {
     "mobilenetv1": open_row("MobileNetV1 224 px, batch 16", "mobilenetv1_100", 224, 16),
     "global": floor("MobileNetV2 224 px, batch 16, trained, global", "mobilenetv2_100", 224, 16,
                     0.5, 0.8, 0.9, 0.95, allocation="global"),
-    "trained": floor("SqueezeNet 1.0 224 px, batch 16, trained", "squeezenet1_0", 224, 16, 0.67,
+    "trained": floor("SqueezeNet 1.0 224 px, batch 16, trained", "torchvision_squeezenet1_0", 224,
+                     16, 0.67,
                      allocation="as it comes"),
     "floor50": floor("ResNet-50 224 px, batch 16, floor", "resnet50", 224, 16, 0.0, 0.5),
     "mobilenetv2": floor("MobileNetV2 224 px, batch 16", "mobilenetv2_100", 224, 16),
@@ -124,7 +125,7 @@ ROWS = {
 # architecture: beginning of the file's name, arguments of the model, pruned further to a sparsity
 TRAINED: dict[str, tuple[str, dict[str, Any], bool]] = {
     "mobilenetv2_100": ("mobilenetv2_100.", {"pad_type": "same", "bn_eps": 1e-3}, True),
-    "squeezenet1_0": ("squeezenet1_0.", {}, False),
+    "torchvision_squeezenet1_0": ("squeezenet1_0.", {}, False),
 }
 COSTS = ("conversion", "memory", "growth")
 
@@ -225,7 +226,8 @@ def measure_cell(
     example = torch.randn(row.batch, 3, row.pixels, row.pixels)
     is_lower = row.dtype == torch.bfloat16
     began = time.perf_counter()
-    compiled = compile(model, example, dtype=row.dtype) if is_lower else compile(model, example)
+    precision: dict[str, Any] = {"dtype": row.dtype} if is_lower else {}
+    compiled = compile(model, example, **precision)
     compile_s = time.perf_counter() - began
     wanted = ["dense"] if row.own else engines + list(BF16 if is_lower else ())
     callables: dict[str, Callable[[Tensor], Tensor]] = dict(dense_engines(model, example, wanted))

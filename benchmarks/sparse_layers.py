@@ -15,9 +15,6 @@ environment that has what it needs, without isolation:
 
     . .venv/bin/activate && pip install pybind11 setuptools wheel scipy
     pip install --no-build-isolation --no-deps sparseprop
-
-It is compiled with -ffast-math, which with GCC before 13 turns denormal numbers off for the whole
-process once it is loaded: for PyTorch and for us alike.
 """
 
 from __future__ import annotations
@@ -117,11 +114,11 @@ def peers(
                 f"SparseProp's kernel {number} is off by {error:.1e} on {weight.shape}."
             )
 
-        def forward(rival: torch.nn.Module = rival) -> None:
+        def forward(rival: Any = rival) -> None:
             with torch.no_grad():
                 rival(images)
 
-        def both(rival: torch.nn.Module = rival) -> None:
+        def both(rival: Any = rival) -> None:
             torch.autograd.grad(rival(leaf), (leaf, rival.weight), gradient)
 
         runs[f"forward sparseprop {number}"] = forward

@@ -131,7 +131,7 @@ class Step:
         self._mask.after_backward(self._steps)
         self._optimizer.step()
         self._mask.after_step(self._steps)
-        return float(loss)
+        return float(loss.detach())
 
     def gradients(self) -> dict[str, Tensor]:
         """Of the last step, under the parameter names of the dense model, float32.
