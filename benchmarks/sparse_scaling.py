@@ -10,7 +10,7 @@ density. What is drawn:
 - sparse: the engine as `sparse.compile` returns it, tuned for that point. A hollow mark is a point
   where it chose PyTorch.
 - PyTorch: dense, eager, channels-last, batch norms folded; its useful rate.
-- FMA (multiply-add) roof: the rate of a square float32 matrix product of 1024 (`torch.mm`), a little
+- FMA roof: the multiply-adds of a square float32 matrix product of 1024 (`torch.mm`), a little
   below what the units can do.
 - L2 roof: the kernels load one vector per multiply-add, so 8 bytes of input buy 4 operations once
   the inputs have left the first cache: half an operation for each byte that a matrix-vector product
@@ -184,7 +184,7 @@ def figure(
     axes.set_xlabel(label)
     low, high = axes.get_ylim()
     label_ends(axes, [(min(max(y, low), high), words, colour) for y, words, colour in ends])
-    caption = "Solid: the engine (hollow: it chose PyTorch); dotted: PyTorch; dashed: what the machine can."
+    caption = "Solid: the engine (hollow: it chose PyTorch). Dotted: PyTorch. Dashed: roofs."
     return to_drawing(image, f"scaling-{direction}", title, caption, pd.DataFrame(rows))
 
 
