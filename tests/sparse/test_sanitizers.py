@@ -47,6 +47,7 @@ def test_address_and_undefined_behaviour_sanitizers_are_silent(tmp_path: Path, l
         [
             sys.executable, "-m", "pytest", "-q", "-x", "-n0", "-p", "no:cacheprovider",
             "tests/sparse/test_layer.py", "tests/sparse/test_program.py",
+            "tests/sparse/test_training_regions.py",
             "-k", "not refused and not forked and not workers",
         ],
         cwd=tmp_path, capture_output=True, text=True, timeout=1800,

@@ -246,16 +246,17 @@ static void convolve(const Op& op, const float* in, const float* other, float* o
   t.in = in + position(op.in, 0, y0 * op.step_y, x0 * op.step_x) * LANES;
   t.in_row = (int64_t)op.step_y * op.in.pitch * LANES;
   t.in_column = (int64_t)op.step_x * LANES;
-  if (other) t.other = other + position(op.other, 0, y0, x0) * LANES;
-  t.other_row = (int64_t)op.other.pitch * LANES;
   t.other_plane = (int64_t)op.other.size * LANES;
   if (op.kind == GRADIENT) {
+    t.other = other + position(op.other, 0, y0, x0) * LANES;
     const auto run = gradient_function(x1 - x0, std::make_index_sequence<MAX_WIDTH>{});
     for (int block = 0; block < op.blocks; ++block) run(op, t, gradient, block, first, last);
     return;
   }
-  t.out = out + position(op.out, 0, op.first_y + y0 * op.out_step_y,
-                         op.first_x + x0 * op.out_step_x) * LANES;
+  const int out_y = op.first_y + y0 * op.out_step_y, out_x = op.first_x + x0 * op.out_step_x;
+  t.out = out + position(op.out, 0, out_y, out_x) * LANES;
+  if (other) t.other = other + position(op.other, 0, out_y, out_x) * LANES;
+  t.other_row = (int64_t)op.out_step_y * op.other.pitch * LANES;
   t.out_row = (int64_t)op.out_step_y * op.out.pitch * LANES;
   t.out_column = (int64_t)op.out_step_x * LANES;
   t.out_plane = (int64_t)op.out.size * LANES;
