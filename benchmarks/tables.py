@@ -46,7 +46,7 @@ def densities(cells: Iterable[Cell]) -> Iterator[str]:
             [
                 cell["row"], f"{100 * cell['measured_sparsity']:.1f}",
                 f"{100 * cell['mac_density']:.1f}", _interval(cell), cell["best_dense"],
-                cell["engine"], f"{cell['compile_s']:.1f}",
+                f"{cell['engine']}, {cell['precision']}", f"{cell['compile_s']:.1f}",
             ]
             for cell in sorted(cells, key=lambda cell: cell["mac_density"])
         ),
