@@ -214,6 +214,12 @@ class FullProfile(Training):
             raise ValueError("`lr_grid` needs a `validation` share to choose on")
         return self
 
+    @model_validator(mode="after")
+    def _kernels_compute_in_fp32(self) -> FullProfile:
+        if self.engine == "sparse" and self.precision != "fp32":
+            raise ValueError(f"`engine: sparse` trains in fp32; choose `auto` for {self.precision}")
+        return self
+
 
 class OnlineProfile(Training):
     """Linear fine-tuning on line: the frozen backbone is recomputed each step, on augmented images.

@@ -121,6 +121,9 @@ def test_an_engine_is_for_full_fine_tuning_and_makes_no_other_recipe(tmp_path: P
     assert made.full == plain.full.model_copy(update={"engine": "sparse"})
     with pytest.raises(UserError, match="--engine dense has no effect"):
         transferred(folder, modes=["linear"], engine="dense")
+    with pytest.raises(UserError, match="trains in fp32"):
+        overrides = ("transfer.full.precision=bf16",)
+        transferred(folder, modes=["full"], engine="sparse", overrides=overrides)
 
 
 def test_a_dense_checkpoint_can_be_transferred_alone_and_beside_another(tmp_path: Path):

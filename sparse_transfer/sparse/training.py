@@ -112,13 +112,13 @@ def convert_for_training(
                 "Pass as many images as a batch will have.",
             )
     network = copy.deepcopy(model)
+    skipped = set(sparse_layers(model, masks))
     for name, mask in masks.items():
         path, _, tensor = name.rpartition(".")
         module = network.get_submodule(path)
         if bool(mask.all()):
             continue
-        pays = int(mask.count_nonzero()) <= DENSEST * mask.numel()
-        if pays and tensor == "weight" and path and drop_in.obstacle(module) is None:
+        if name in skipped:
             assert isinstance(module, nn.Conv2d)
             _replace(network, path, SparseConv2d.from_dense(module, mask))
         else:
@@ -129,6 +129,19 @@ def convert_for_training(
     if example is not None:
         converted.prepare(example)
     return converted
+
+
+def sparse_layers(model: nn.Module, masks: Mapping[str, Tensor]) -> list[str]:
+    """Names of the weights whose zeros are skipped, those of convolutions that are sparse enough;
+    the other masked layers are multiplied densely."""
+    found = []
+    for name, mask in masks.items():
+        path, _, tensor = name.rpartition(".")
+        is_sparse = int(mask.count_nonzero()) <= DENSEST * mask.numel()
+        is_weight = bool(path) and tensor == "weight"
+        if is_sparse and is_weight and drop_in.obstacle(model.get_submodule(path)) is None:
+            found.append(name)
+    return found
 
 
 def obstacle(model: nn.Module, masks: Mapping[str, Tensor]) -> str | None:
