@@ -36,19 +36,26 @@ class Backend:
         """A callable (n, 3, h, w) → (n, classes) on the example's device; the model is copied."""
         fused, note = fold_batch_norms(model)
         fused = fused.to(example.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        eager = _called(fused)
-        if latency.medians({"eager": eager}, example, repeats=3)["eager"] < WORTH:
-            return Prepared(eager, f"{note}; eager")
-        try:
-            compiled = _called(compile_frozen(fused))
-            latency.agreement("torch.compile", compiled(example), eager(example))
-        # what tracing, code generation and the C++ compiler raise is not theirs to promise
-        except Exception as error:
-            return Prepared(eager, f"{note}; eager, as torch.compile failed: {_reason(error)}")
-        medians = latency.medians({"eager": eager, "compiled": compiled}, example)
-        best = min(medians, key=lambda name: medians[name])
-        times = ", ".join(f"{name} {1000 * value:.3g} ms" for name, value in medians.items())
-        return Prepared(compiled if best == "compiled" else eager, f"{note}; {best} ({times})")
+        return eager_or_compiled(fused, example, note)
+
+
+def eager_or_compiled(
+    fused: nn.Module, example: Tensor, note: str, tolerance: float = latency.TOLERANCE
+) -> Prepared:
+    """The faster of both; they must agree within the tolerance."""
+    eager = _called(fused)
+    if latency.medians({"eager": eager}, example, repeats=3)["eager"] < WORTH:
+        return Prepared(eager, f"{note}; eager")
+    try:
+        compiled = _called(compile_frozen(fused))
+        latency.agreement("torch.compile", compiled(example), eager(example), tolerance)
+    # what tracing, code generation and the C++ compiler raise is not theirs to promise
+    except Exception as error:
+        return Prepared(eager, f"{note}; eager, as torch.compile failed: {_reason(error)}")
+    medians = latency.medians({"eager": eager, "compiled": compiled}, example)
+    best = min(medians, key=lambda name: medians[name])
+    times = ", ".join(f"{name} {1000 * value:.3g} ms" for name, value in medians.items())
+    return Prepared(compiled if best == "compiled" else eager, f"{note}; {best} ({times})")
 
 
 def compile_frozen(model: nn.Module) -> Callable[[Tensor], Tensor]:
