@@ -390,7 +390,7 @@ class Bench(Frozen):
     @property
     def regimes(self) -> dict[int, tuple[int, ...]]:
         """Images per call → milliseconds of idling before each call, one measurement for each."""
-        made = dict.fromkeys(self._sizes, (0,))
+        made: dict[int, tuple[int, ...]] = {size: (0,) for size in self._sizes}
         if self.idle_ms:
             made[1] = (*made.get(1, ()), self.idle_ms)
         return made
