@@ -150,8 +150,8 @@ def test_losses_accuracies_and_statistics_are_those_of_dense_training(shared: Pa
         found["right"].append([float(run.right.mean()) for run in runs.values()])
         found["losses"].append([float(run.losses[-20:].mean()) for run in runs.values()])
         rights.append([run.right for run in runs.values()])
-    # Images of all seeds together: of one seed, the interval knows nothing of what another course
-    # of rounding would have learnt, and two dense runs leave it as often.
+    # Paired intervals are printed and not asserted: they know test images alone, and not what
+    # another course of rounding would have learnt. Two dense runs leave theirs, too.
     names, pairs = ("dense", "channels last", "sparse"), ((0, 1), (0, 2), (1, 2))
     whole = [np.concatenate(column) for column in zip(*rights, strict=True)]
     for one, other in pairs:
@@ -162,8 +162,7 @@ def test_losses_accuracies_and_statistics_are_those_of_dense_training(shared: Pa
         )
     print(json.dumps(found, indent=1))
     between, ours = (np.mean(found[name], axis=0) for name in ("dense", "sparse"))
-    for dense in names[:2]:
-        _, low, high = found[f"sparse over {dense}, all seeds"]
-        assert low <= 0 <= high
+    gaps = np.abs([[r[o] - r[t] for o, t in pairs] for r in found["right"]]).mean(0)
+    assert gaps[1:].mean() <= BAND * gaps[0], f"accuracies differ by {gaps}"
     assert (between > 0).all(), "the two formats round alike: there is no band"
     assert (ours <= BAND * between).all(), f"{ours} beyond {BAND} × {between}"
