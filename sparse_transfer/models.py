@@ -69,16 +69,16 @@ class LoadedModel:
     opens_with: OpensWith
     declared_sparse: bool = False
     shrink: ShrinkPlan | None = None
-    trained_on: Mapping[str, str] | None = None
+    trained_on: Mapping[str, Any] | None = None
 
 
-def trained_on(task: str, classes: Sequence[str]) -> dict[str, str]:
-    """How a checkpoint records the task of its classifier: its name, and a digest of the classes.
+def trained_on(task: str, classes: Sequence[str]) -> dict[str, Any]:
+    """How a checkpoint records the task of its classifier: name, classes, and a digest of these.
 
     Args:
         classes: their names, in the order of the outputs.
     """
-    return {"name": task, "classes": digest(list(classes))}
+    return {"name": task, "classes": digest(list(classes)), "names": list(classes)}
 
 
 def build(

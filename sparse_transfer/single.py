@@ -218,6 +218,12 @@ def checkpoint_facts(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: it is not a checkpoint of this program.
     """
+    if folder.is_file():
+        raise UserError(
+            f"{folder} is not a checkpoint folder.",
+            "It is a file.",
+            f"If it is a packed checkpoint, `sparse-transfer import {folder}` makes a folder.",
+        )
     if not (folder / "sparsity.json").is_file():
         raise UserError(
             f"{folder} is not a checkpoint of sparse-transfer.",

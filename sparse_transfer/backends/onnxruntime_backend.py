@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import importlib.util
-import io
-import logging
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
+from sparse_transfer import onnx_export
 from sparse_transfer.errors import UserError
 from sparse_transfer.latency import Prepared
 
 ALIAS = "onnxruntime"
-NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
 @final
@@ -28,10 +23,7 @@ class Backend:
 
     def available(self) -> str | None:
         """Which packages are missing, or None."""
-        missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-        if not missing:
-            return None
-        return f"{', '.join(missing)} not installed: pip install 'sparse-transfer[onnxruntime]'"
+        return onnx_export.missing()
 
     def prepare(self, model: nn.Module, example: Tensor) -> Prepared:
         """Export and compile the model for inputs of the example's shape.
@@ -49,7 +41,7 @@ class Backend:
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(
-            _export(model, example.cpu()), options, providers=["CPUExecutionProvider"]
+            onnx_export.graph(model, example.cpu()), options, providers=["CPUExecutionProvider"]
         )
         name = session.get_inputs()[0].name
 
@@ -58,26 +50,3 @@ class Backend:
 
         threads = f"{options.intra_op_num_threads} threads"
         return Prepared(run, f"onnxruntime {onnxruntime.__version__}, {threads}, CPU")
-
-
-def _export(model: nn.Module, example: Tensor) -> bytes:
-    """The model as a serialised ONNX graph with its weights inside."""
-    exporter = logging.getLogger("torch.onnx")
-    level = exporter.level
-    exporter.setLevel(logging.ERROR)
-    try:
-        # the exporter reports its progress on standard output
-        with contextlib.redirect_stdout(io.StringIO()):
-            program = torch.onnx.export(
-                copy.deepcopy(model).cpu().eval(), (example,), dynamo=True, verbose=False
-            )
-    except Exception as error:  # the exporter wraps whatever the model's own code raises
-        raise UserError(
-            f"{type(model).__name__} cannot be exported to ONNX.",
-            str(error).strip().partition("\n")[0],
-            "Leave `onnxruntime` out of `backends`.",
-        ) from error
-    finally:
-        exporter.setLevel(level)
-    assert program is not None
-    return program.model_proto.SerializeToString()
