@@ -183,7 +183,7 @@ def _evaluate_runs(
     # the checkpoint's own statistics and interpolation, whatever they were resolved from
     own = {"normalise": "model", "interpolation": "model"}
     preprocess = arm.upstream.preprocess.model_copy(update=own)
-    precision = arm.recipe.precision
+    precision, engine = arm.recipe.precision, arm.upstream.engine
     for task in arm.upstream.evaluate:
         for run in checkpoints if task in hashes else ():
             identity = {
@@ -191,9 +191,10 @@ def _evaluate_runs(
                 "task": task_identity(task, hashes),
                 "preprocess": plain(preprocess),
                 "precision": precision,
+                **({"engine": engine} if engine != "auto" else {}),
                 "checkpoint": run.id,
             }
-            spec = EvaluateSpec(task, preprocess, precision)
+            spec = EvaluateSpec(task, preprocess, precision, engine)
             yield Run("evaluate", run.subject, spec, identity, {"checkpoint": run})
 
 
