@@ -193,7 +193,9 @@ class FullProfile(Training):
 
     `lr_grid`, if given, is searched once on the dense model of the same upstream seed 0 with the
     validation part, and the choice is shared by all methods. `card_lr` takes the learning rate
-    from the task card where the card states one (the paper's 0.01 for Aircraft and Cars).
+    from the task card where the card states one (the paper's 0.01 for Aircraft and Cars). `engine`
+    says what computes it: PyTorch (`dense`), the sparse kernels, or what a fixed rule chooses
+    (`engines.py`); results agree up to rounding.
     """
 
     kind: Literal["full"] = "full"
@@ -205,6 +207,7 @@ class FullProfile(Training):
     card_lr: bool = False
     validation: Fraction = 0.0
     bn: Literal["train", "frozen", "recalibrated"] = "train"
+    engine: Literal["auto", "dense", "sparse"] = "auto"
     normalise: Literal["model", "imagenet", "dataset"] | None = None
     interpolation: Interpolation | None = None
 

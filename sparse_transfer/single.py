@@ -102,6 +102,7 @@ def transfer_experiment(
     linear: str,
     full: str,
     online: str = "paper-linear-online",
+    engine: str = "auto",
     image_size: int | None,
     crop: str | None,
     seeds: str,
@@ -110,7 +111,8 @@ def transfer_experiment(
     """The experiment that `transfer` runs: a finished checkpoint, and a dense one if given.
 
     Raises:
-        UserError: a folder is no checkpoint of ours, or the dense one is not dense.
+        UserError: a folder is no checkpoint of ours, or the dense one is not dense; an engine for
+            full fine-tuning without it.
     """
     facts = checkpoint_facts(checkpoint)
     base = dense or checkpoint
@@ -127,6 +129,13 @@ def transfer_experiment(
             )
     if not all(seed.strip().isdecimal() for seed in seeds.split(",")):
         raise UserError(f"--seeds {seeds} cannot be read.", hint="Write numbers: 0,1,2.")
+    if engine != "auto" and "full" not in modes:
+        raise UserError(
+            f"--engine {engine} has no effect here.",
+            "It says what computes full fine-tuning, and that is not asked for.",
+            "Add --mode full, or leave --engine out.",
+        )
+    profile = full if engine == "auto" else {"base": full, "engine": engine}
     preprocess = _preprocess(facts, image_size, crop)
     # two rows of one name would be taken for one method
     method = "given" if dense and facts["method"] == "dense" else facts["method"]
@@ -143,7 +152,7 @@ def transfer_experiment(
             "modes": list(modes),
             "linear": linear,
             **({"online": online} if "linear-online" in modes else {}),
-            **({"full": full} if "full" in modes else {}),
+            **({"full": profile} if "full" in modes else {}),
             "preprocess": preprocess,
             "seeds": [int(seed) for seed in seeds.split(",")],
         },

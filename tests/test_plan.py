@@ -122,7 +122,8 @@ OTHER: dict[str, dict[str, Any]] = {
     "FullProfile": {
         "version": 2, "steps": 13, "batch_size": 64, "label_smoothing": 0.1, "clip_norm": 1.0,
         "accumulation": 2, "ema": 0.9, "precision": "bf16", "augment": "flip", "card_lr": True,
-        "lr_grid": [0.1, 0.3], "validation": 0.3, "bn": "frozen", "normalise": "imagenet",
+        "lr_grid": [0.1, 0.3], "validation": 0.3, "bn": "frozen", "engine": "sparse",
+        "normalise": "imagenet",
         "interpolation": "bicubic", "optimizer": {"lr": 0.2}, "schedule": {"warmup_steps": 1},
     },
     "LinearProfile": {

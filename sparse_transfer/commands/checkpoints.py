@@ -11,6 +11,7 @@ from sparse_transfer.commands.app import (
     Crop,
     DataRoot,
     Debug,
+    Engine,
     ImageSize,
     InputTransform,
     Json,
@@ -107,7 +108,7 @@ def prune(
 @app.command(
     epilog=examples(
         "sparse-transfer transfer runs/prune/0123456789abcdef/checkpoint --task digits",
-        "sparse-transfer transfer sparse/ --dense dense/ --task my.yaml --mode linear --mode full",
+        "sparse-transfer transfer sparse/ --dense d/ --task my.yaml --mode full --engine sparse",
     )
 )
 def transfer(
@@ -128,6 +129,13 @@ def transfer(
     online: Annotated[
         str, typer.Option(help="Profile of linear-online: backbone recomputed each step.")
     ] = "paper-linear-online",
+    engine: Annotated[
+        Engine,
+        typer.Option(
+            help="What computes full fine-tuning: PyTorch (dense), the kernels that skip zeros "
+            "(sparse), or whichever a fixed rule takes (auto)."
+        ),
+    ] = Engine.auto,
     image_size: ImageSize = None,
     crop: Crop = None,
     seeds: TransferSeeds = "0",
@@ -149,6 +157,7 @@ def transfer(
         linear=linear,
         full=full,
         online=online,
+        engine=engine.value,
         image_size=image_size,
         crop=crop,
         seeds=seeds,
