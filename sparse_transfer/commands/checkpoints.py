@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from sparse_transfer.commands.app import (
+    ENGINE,
     Crop,
     DataRoot,
     Debug,
@@ -129,13 +130,7 @@ def transfer(
     online: Annotated[
         str, typer.Option(help="Profile of linear-online: backbone recomputed each step.")
     ] = "paper-linear-online",
-    engine: Annotated[
-        Engine,
-        typer.Option(
-            help="What computes full fine-tuning: PyTorch (dense), the kernels that skip zeros "
-            "(sparse), or whichever a fixed rule takes (auto)."
-        ),
-    ] = Engine.auto,
+    engine: Annotated[Engine, typer.Option(help=ENGINE)] = Engine.auto,
     image_size: ImageSize = None,
     crop: Crop = None,
     seeds: TransferSeeds = "0",
@@ -176,6 +171,7 @@ def transfer(
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder of this program.")],
     on: Annotated[list[str], typer.Option(help="Task card of a test set. May be repeated.")],
+    engine: Annotated[Engine, typer.Option(help=ENGINE)] = Engine.auto,
     image_size: ImageSize = None,
     crop: Crop = None,
     sets: Sets = None,
@@ -189,7 +185,12 @@ def evaluate(
 
     set_up(debug, threads)
     experiment = single.evaluate_experiment(
-        checkpoint=checkpoint, tasks=on, image_size=image_size, crop=crop, overrides=sets or []
+        checkpoint=checkpoint,
+        tasks=on,
+        engine=engine.value,
+        image_size=image_size,
+        crop=crop,
+        overrides=sets or [],
     )
     refuse_problems(experiment, data_root, runs)
     stages = ["prune", "evaluate"]

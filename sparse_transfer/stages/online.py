@@ -9,6 +9,7 @@ and PyTorch, which does not use unstructured zeros, elsewhere.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ from sparse_transfer import (
     loop,
     models,
     plan,
+    resume,
 )
 from sparse_transfer.pruning.driver import FixedMask
 from sparse_transfer.seeds import derive
@@ -97,6 +99,25 @@ class StepTimes:
         return {"steps": len(self._steps), **medians}
 
 
+def _engine(
+    opened: checkpoint.Checkpoint, spec: plan.OnlineSpec, out: Path, context: Context
+) -> inference.Engine:
+    """The engine of this run: of its first start where it goes on, so that its numbers do, too."""
+    asked, began = spec.profile.engine, resume.facts_of(out)
+    if began is not None:
+        asked = json.loads(began["engine"])["name"] if "engine" in began else "dense"
+    return inference.engine(
+        asked,
+        opened.model,
+        opened.masks,
+        "maps",
+        image_size=spec.preprocess.image_size,
+        batch_size=spec.profile.batch_size,
+        accelerator=context.accelerator,
+        precision=spec.profile.precision,
+    )
+
+
 def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
     """Train the head on the whole training part and score the last epoch; see `OnlineSpec`."""
     spec = run.spec
@@ -108,16 +129,7 @@ def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context)
         spec.preprocess, opened.loaded, task, context.cache, profile, opened.layout
     )
     models.new_head(opened.model, len(task.classes), derive(spec.seed, "transfer"))
-    engine = inference.engine(
-        profile.engine,
-        opened.model,
-        opened.masks,
-        "maps",
-        image_size=spec.preprocess.image_size,
-        batch_size=profile.batch_size,
-        accelerator=accelerator,
-        precision=profile.precision,
-    )
+    engine = _engine(opened, spec, out, context)
     model = FrozenBackbone(opened.model, engine.run).to(accelerator.device)
     times = StepTimes(accelerator.device)
     seed = derive(spec.seed, "online")
@@ -129,6 +141,7 @@ def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context)
         seed=seed,
         accelerator=accelerator,
         resume=out,
+        facts={"engine": json.dumps(engine.choice.facts())},
         progress=lambda done, total: context.progress.update("steps", done, total),
         freeze_bn=True,
         lap=times.lap,
@@ -139,6 +152,8 @@ def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context)
         held_images = transform.images(task.validation, context.cache)
         held_out = logits_of(model, held_images, context), np.asarray(held_images.labels)
     seconds = times.medians()
+    timed = int(seconds.pop("steps"))
+    per_epoch = loop.steps_per_epoch(len(task.train), profile)
     row = evaluation.row(
         out,
         "online",
@@ -157,8 +172,9 @@ def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context)
         split_hash=task.split_hash,
         measured_sparsity=opened.facts["summary"]["measured_sparsity"],
         engine=engine.choice.name,
-        timed_steps=seconds.pop("steps"),
+        timed_steps=timed,
         **{f"{part}_s": value for part, value in seconds.items()},
+        **({"epoch_s": (seconds["step"] + seconds["loading"]) * per_epoch} if timed else {}),
     )
     return {
         "rows": [row],
