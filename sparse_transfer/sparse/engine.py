@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 import torch
@@ -18,7 +18,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from sparse_transfer.errors import UserError
 from sparse_transfer.fusion import fold_batch_norms, trace
-from sparse_transfer.sparse import library, tuning
+from sparse_transfer.sparse import library, linears, tuning
 from sparse_transfer.sparse.layer import check
 from sparse_transfer.sparse.lowering import Step, fuse, steps_of
 from sparse_transfer.sparse.planning import Planner, Row
@@ -148,10 +148,13 @@ def compile(model: nn.Module, example: Tensor, *, tune: bool = True) -> Compiled
         expected = dense(example)
         ShapeProp(graph).propagate(example[:1])  # images do not know of each other
     tuner = tuning.Tuner(library.current(), tuning.cache_file() if tune else None)
-    module, rows = _with_regions(graph, example.shape[0], tuner)
+    runs = regions_of(graph, steps := steps_of(graph))
+    inside = {node for run in runs for node in run}
+    linear = linears.faster(graph, example.shape[0], tuner, inside)
+    module, rows = _with_regions(graph, steps, runs, linear, example.shape[0], tuner)
     sparse = [row for row in rows if row.choice.kind == "sparse" and row.density < 1]
     tuner.save()
-    if not sparse:
+    if not sparse and not linear:
         return Compiled(dense, "dense", f"no layer is faster with its zeros skipped ({note})", rows)
     engine = Compiled(module, "sparse", "", rows)
     error = _error(engine(example), expected)
@@ -159,6 +162,8 @@ def compile(model: nn.Module, example: Tensor, *, tune: bool = True) -> Compiled
         words = f"the engine is off by {error:.1e} of the largest output"
         return Compiled(dense, "dense", words, rows)
     words = f"{len(sparse)} of {len(rows)} convolutions skip their zeros; {note}"
+    if linear:
+        words = f"{len(linear)} linear layers and {words}"
     if not tune:
         return Compiled(module, "sparse", words, rows)
     plain = Compiled(dense, "dense", "")
@@ -190,17 +195,26 @@ def regions_of(graph: fx.GraphModule, steps: dict[str, Step]) -> list[list[fx.No
 
 
 def _with_regions(
-    graph: fx.GraphModule, batch: int, tuner: tuning.Tuner
+    graph: fx.GraphModule,
+    steps: dict[str, Step],
+    runs: list[list[fx.Node]],
+    linear: Mapping[fx.Node, nn.Module],
+    batch: int,
+    tuner: tuning.Tuner,
 ) -> tuple[fx.GraphModule, list[Row]]:
-    """A copy of the graph with regions in the place of layers."""
-    steps = steps_of(graph)
+    """A copy of the graph with regions, and linear layers of our own, in the place of layers."""
     copied = fx.Graph()
     into: dict[fx.Node, fx.Node] = {}
-    last_of = {run[-1]: run for run in regions_of(graph, steps)}
+    last_of = {run[-1]: run for run in runs}
     replaced = {node for run in last_of.values() for node in run}
     modules: dict[str, Any] = {}
     rows: list[Row] = []
     for node in graph.graph.nodes:
+        if node in linear:
+            name = f"sparse_linear_{len(modules)}"
+            modules[name] = linear[node]
+            into[node] = copied.call_module(name, tuple(into[n] for n in node.args))
+            continue
         if node not in replaced:
             into[node] = copied.node_copy(node, lambda n: into[n])
             continue
