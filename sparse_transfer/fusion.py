@@ -21,9 +21,9 @@ LEAVES = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.LayerNorm, nn.GroupNorm)
 
 @final
 class _Tracer(fx.Tracer):
-    def __init__(self) -> None:
+    def __init__(self, leaves: tuple[type[nn.Module], ...] = ()) -> None:
         super().__init__(autowrap_functions=tuple(get_notrace_functions()))
-        self._notrace = tuple(get_notrace_modules())
+        self._notrace = (*leaves, *get_notrace_modules())
 
     def call_module(
         self,
@@ -81,15 +81,18 @@ def fold_batch_norms(model: nn.Module) -> tuple[nn.Module, str]:
     return fx.GraphModule(model, graph), f"{folded} of {norms} batch norms folded"
 
 
-def trace(model: nn.Module) -> fx.GraphModule:
+def trace(model: nn.Module, leaves: tuple[type[nn.Module], ...] = ()) -> fx.GraphModule:
     """The model as a graph of the layers that its output needs.
+
+    Args:
+        leaves: more kinds of modules that are not looked into.
 
     Raises:
         Exception: torch.fx cannot trace it; whatever the model's own code raises on symbols.
     """
     traced = model
     if not isinstance(traced, fx.GraphModule):  # `fold_batch_norms` has traced what has norms
-        traced = fx.GraphModule(model, _Tracer().trace(model))
+        traced = fx.GraphModule(model, _Tracer(leaves).trace(model))
     traced.graph.eliminate_dead_code()
     traced.recompile()
     return traced

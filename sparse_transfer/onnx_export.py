@@ -7,7 +7,7 @@ import copy
 import importlib.util
 import io
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -23,12 +23,12 @@ INPUT, OUTPUT, BATCH = "images", "logits", "batch"
 CHECKED = (1, 2, 5)  # numbers of images that a written graph is tried with
 
 
-def missing() -> str | None:
-    """Which packages are not installed, and how to get them; None if all are there."""
-    absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+def missing(packages: Sequence[str], extra: str) -> str | None:
+    """Which of the packages are not installed and what installs them, or None."""
+    absent = [name for name in packages if importlib.util.find_spec(name) is None]
     if not absent:
         return None
-    return f"{', '.join(absent)} not installed: pip install 'sparse-transfer[onnxruntime]'"
+    return f"{', '.join(absent)} not installed: pip install 'sparse-transfer[{extra}]'"
 
 
 def graph(
@@ -37,6 +37,7 @@ def graph(
     *,
     any_batch: bool = False,
     metadata: Mapping[str, str] | None = None,
+    hint: str = "torch.export must be able to follow its code; a packed file needs no ONNX.",
 ) -> bytes:
     """The model in eval mode as a serialised ONNX graph with its weights inside.
 
@@ -44,12 +45,11 @@ def graph(
         example: (n, 3, h, w) float32 on the CPU; n at least 2 for `any_batch`.
         any_batch: the number of images is free; else it is the example's.
         metadata: entries of the graph's own metadata.
+        hint: what to do where it cannot be exported.
 
     Raises:
         UserError: the model cannot be exported.
     """
-    import onnx
-
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level
     exporter.setLevel(logging.ERROR)
@@ -67,13 +67,16 @@ def graph(
             )
         assert program is not None
         made = program.model_proto
-        onnx.helper.set_model_props(made, {**(metadata or {})})
+        if metadata:
+            from onnx.helper import set_model_props
+
+            set_model_props(made, dict(metadata))
         return made.SerializeToString()
     except Exception as error:  # the exporter wraps whatever the model's own code raises
         raise UserError(
             f"{type(model).__name__} cannot be exported to ONNX.",
             str(error).strip().partition("\n")[0],
-            "torch.export must be able to follow its code: leave ONNX out for it.",
+            hint,
         ) from error
     finally:
         exporter.setLevel(level)
@@ -96,7 +99,7 @@ def write(model: nn.Module, image_size: int, path: Path, metadata: Mapping[str, 
         UserError: a package is missing, the model cannot be exported, the outputs differ by more
             than `latency.TOLERANCE` of the largest, or the file cannot be written.
     """
-    reason = missing()
+    reason = missing(NEEDED, "onnxruntime")
     if reason is not None:
         raise UserError("Nothing can be exported to ONNX.", reason)
     import onnxruntime

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from sparse_transfer import config, experiment_file, method_options, plugins, store
 from sparse_transfer.errors import UserError
 
@@ -183,6 +185,42 @@ def evaluate_experiment(
         **_as_it_is(checkpoint, facts, facts["method"], has_dense=False),
     }
     return experiment_file.build(raw, overrides)
+
+
+def bench_settings(
+    checkpoint: Path,
+    *,
+    backends: Sequence[str],
+    batch_sizes: Sequence[int],
+    repeats: int,
+    idle_ms: int,
+    task: str | None,
+    image_size: int | None,
+) -> tuple[config.Bench, tuple[config.TaskRef, config.Preprocess] | None]:
+    """What `bench` measures, and the images for backends that need some.
+
+    Raises:
+        UserError: the settings do not go together, or the folder is no checkpoint of ours.
+    """
+    try:
+        settings = config.Bench(
+            backends=tuple(backends),
+            batch_size=tuple(batch_sizes),
+            repeats=repeats,
+            idle_ms=idle_ms,
+        )
+    except ValueError as error:
+        raise UserError("These options of bench do not go together.", _said(error)) from error
+    if task is None:
+        return settings, None
+    own = _preprocess(checkpoint_facts(checkpoint), image_size, None)
+    return settings, (config.TaskRef(name=task), config.Preprocess(**own))
+
+
+def _said(error: ValueError) -> str:
+    """What a validator of ours said, without what pydantic puts around it."""
+    told = error.errors() if isinstance(error, ValidationError) else []
+    return "; ".join(str(one["msg"]).removeprefix("Value error, ") for one in told) or str(error)
 
 
 def score(folder: Path) -> str:

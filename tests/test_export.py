@@ -65,7 +65,7 @@ def test_refusals_name_what_to_do(folder: Path, tmp_path: Path, capsys):
 
 
 def test_missing_packages_are_named(folder: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(onnx_export, "missing", lambda: "onnx not installed: pip install it")
+    monkeypatch.setattr(onnx_export, "missing", lambda *_: "onnx not installed: pip install it")
     opened = checkpoint.open_checkpoint(folder)
     with pytest.raises(UserError, match="onnx not installed"):
         onnx_export.write(opened.model, 32, tmp_path / "x.onnx", {})
@@ -74,7 +74,7 @@ def test_missing_packages_are_named(folder: Path, tmp_path: Path, monkeypatch):
 
 @pytest.fixture
 def onnxruntime():
-    if reason := onnx_export.missing():
+    if reason := onnx_export.missing(onnx_export.NEEDED, "onnxruntime"):
         pytest.skip(reason)
     import onnxruntime
 

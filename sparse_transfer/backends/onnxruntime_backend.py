@@ -7,11 +7,12 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from sparse_transfer import onnx_export
+from sparse_transfer.backends._onnx import export, missing
 from sparse_transfer.errors import UserError
 from sparse_transfer.latency import Prepared
 
 ALIAS = "onnxruntime"
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
 @final
@@ -23,7 +24,7 @@ class Backend:
 
     def available(self) -> str | None:
         """Which packages are missing, or None."""
-        return onnx_export.missing()
+        return missing(NEEDED, "onnxruntime")
 
     def prepare(self, model: nn.Module, example: Tensor) -> Prepared:
         """Export and compile the model for inputs of the example's shape.
@@ -34,19 +35,22 @@ class Backend:
         reason = self.available()
         if reason is not None:
             raise UserError("The backend onnxruntime cannot run.", reason)
-        import onnxruntime
+        return session(export(model, example, ALIAS))
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(
-            onnx_export.graph(model, example.cpu()), options, providers=["CPUExecutionProvider"]
-        )
-        name = session.get_inputs()[0].name
 
-        def run(images: Tensor) -> Tensor:
-            return torch.from_numpy(session.run(None, {name: images.cpu().numpy()})[0])
+def session(graph: bytes) -> Prepared:
+    """A serialised ONNX graph of one input and one output, ready to be called."""
+    import onnxruntime
 
-        threads = f"{options.intra_op_num_threads} threads"
-        return Prepared(run, f"onnxruntime {onnxruntime.__version__}, {threads}, CPU")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    made = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    name = made.get_inputs()[0].name
+
+    def run(images: Tensor) -> Tensor:
+        return torch.from_numpy(made.run(None, {name: images.cpu().numpy()})[0])
+
+    threads = f"{options.intra_op_num_threads} threads"
+    return Prepared(run, f"onnxruntime {onnxruntime.__version__}, {threads}, CPU")
