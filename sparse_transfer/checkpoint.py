@@ -10,12 +10,13 @@
 `opens_with` is `timm`; where it is `sparse_transfer`, `sparse_transfer.load(PATH)` does, or timm
 after `import sparse_transfer.models`. A network that lost channels opens here alone: timm, which
 builds the full-size one, stops at the shapes of its weights. Opening it here checks every claim
-first.
+first. `packed.py` makes one file of a folder, which opens here, too.
 """
 
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sparse_transfer import models, weights
+from sparse_transfer import models, packed, weights
 from sparse_transfer.config import ModelSpec
 from sparse_transfer.errors import UserError
 from sparse_transfer.model_source import SHRINK
@@ -97,6 +98,9 @@ def save(
         name: tensor.detach().to("cpu", copy=True).contiguous()
         for name, tensor in model.state_dict().items()
     }
+    for name, mask in masks.items() if masks is not None else ():
+        # a negative weight times a mask of 0 is -0, which would cost a bit in a packed file
+        state[name].masked_fill_(~mask.cpu(), 0)
     with replacing(folder) as temporary:
         temporary.mkdir()
         write_json(temporary / CONFIG, hub_config(loaded, model))
@@ -122,7 +126,7 @@ def save(
 
 
 def open_checkpoint(folder: Path | str) -> Checkpoint:
-    """Open a checkpoint after checking that it is what its record claims.
+    """Open a checkpoint, a folder or a packed file, after checking that it is what it claims.
 
     Checked: all files are there and complete; the digests of the mask and of the shrink plan; the
     plan fits the architecture; masked weights are exactly zero; the measured sparsity, by layer
@@ -131,6 +135,9 @@ def open_checkpoint(folder: Path | str) -> Checkpoint:
     Raises:
         UserError: any of this fails; the reason is given.
     """
+    if Path(folder).expanduser().is_file():
+        with tempfile.TemporaryDirectory() as temporary:
+            return unpack(Path(folder).expanduser(), Path(temporary) / "checkpoint")
     folder = weights.existing_folder(str(folder))
     record = _read_record(folder)
     _check_plan(folder, record)
@@ -159,12 +166,29 @@ def open_checkpoint(folder: Path | str) -> Checkpoint:
 
 
 def load(path: Path | str) -> Checkpoint:
-    """Open the checkpoint in a folder, verified; `.model` is the network in train mode.
+    """Open the checkpoint in a folder or packed file, verified; `.model` is in train mode.
 
     Raises:
-        UserError: the folder is not a checkpoint, or not the one it claims to be.
+        UserError: it is not a checkpoint, or not the one it claims to be.
     """
     return open_checkpoint(path)
+
+
+def unpack(path: Path, folder: Path) -> Checkpoint:
+    """Make the folder that a packed file was made of, byte for byte, and open it.
+
+    Raises:
+        UserError: the file is damaged or is not what its record claims; then no folder is made.
+    """
+    with replacing(folder) as temporary:
+        packed.unpack(path, temporary)
+        try:
+            return open_checkpoint(temporary)
+        except UserError as error:
+            why = error.why or error.what
+            raise UserError(
+                f"The packed checkpoint {path} is refused.", why, "Copy or export it again."
+            ) from error
 
 
 def kept_weights(spec: ModelSpec) -> dict[str, int] | None:

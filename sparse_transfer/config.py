@@ -165,7 +165,10 @@ Interpolation = Literal["model", "bilinear", "bicubic", "paper"]
 
 
 class LinearProfile(Frozen):
-    """Linear probing on frozen features: an SGD head and a logistic regression, both always."""
+    """Linear probing on frozen features: an SGD head and a logistic regression, both always.
+
+    `engine` says what computes the features (`engines.py`); they agree up to rounding.
+    """
 
     kind: Literal["linear"] = "linear"
     name: str = "custom"
@@ -181,6 +184,7 @@ class LinearProfile(Frozen):
     gamma: float = Field(default=0.1, gt=0, le=1)
     lbfgs_c: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
     lbfgs_validation: float = Field(default=0.2, gt=0, lt=1)  # share of train that chooses C
+    engine: Literal["auto", "dense", "sparse"] = "auto"
     normalise: Literal["model", "imagenet", "dataset"] | None = None
     interpolation: Interpolation | None = None
 
@@ -224,7 +228,8 @@ class FullProfile(Training):
 class OnlineProfile(Training):
     """Linear fine-tuning on line: the frozen backbone is recomputed each step, on augmented images.
 
-    Only a new head is trained; the backbone stays in eval mode and gets no gradient.
+    Only a new head is trained; the backbone stays in eval mode and gets no gradient. `engine` says
+    what computes it (`engines.py`).
     """
 
     kind: Literal["online"] = "online"
@@ -232,6 +237,7 @@ class OnlineProfile(Training):
     version: int = 1
     source: str = ""
     deviations: str = ""
+    engine: Literal["auto", "dense", "sparse"] = "auto"
     normalise: Literal["model", "imagenet", "dataset"] | None = None
     interpolation: Interpolation | None = None
 
@@ -286,12 +292,13 @@ class Upstream(Frozen):
 
     Without a task nothing is trained or scored upstream: checkpoints are taken as they are.
     `evaluate` names further test sets of the same classes, such as `imagenet_v2_matched`; every
-    checkpoint is scored on each, in a run of its own.
+    checkpoint is scored on each, in a run of its own, by `engine`.
     """
 
     models: tuple[ModelSpec, ...] = Field(min_length=1)
     task: TaskRef | None = None
     evaluate: tuple[TaskRef, ...] = ()
+    engine: Literal["auto", "dense", "sparse"] = "auto"
     preprocess: Preprocess = Preprocess()
 
     @field_validator("evaluate", mode="before")

@@ -181,7 +181,7 @@ def _evaluate_runs(
 ) -> Iterator[Run]:
     """Every checkpoint on every further test set, in the recipe's precision."""
     preprocess = _own_transform(arm.upstream.preprocess)
-    precision = arm.recipe.precision
+    precision, engine = arm.recipe.precision, arm.upstream.engine
     for task in arm.upstream.evaluate:
         for run in checkpoints if task in hashes else ():
             identity = {
@@ -189,9 +189,10 @@ def _evaluate_runs(
                 "task": task_identity(task, hashes),
                 "preprocess": plain(preprocess),
                 "precision": precision,
+                **({"engine": engine} if engine != "auto" else {}),
                 "checkpoint": run.id,
             }
-            spec = EvaluateSpec(task, preprocess, precision)
+            spec = EvaluateSpec(task, preprocess, precision, engine)
             yield Run("evaluate", run.subject, spec, identity, {"checkpoint": run})
 
 

@@ -8,9 +8,7 @@ name change the key.
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +21,7 @@ from torch import Tensor, nn
 from sparse_transfer import data, devices, models, signals, store
 from sparse_transfer.cost import evaluating
 from sparse_transfer.errors import UserError
+from sparse_transfer.inference import Engine, structure_digest, weights_digest
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -37,6 +36,7 @@ def extract(
     accelerator: Accelerator,
     batch_size: int,
     precision: devices.Precision = "fp32",
+    engine: Engine | None = None,
 ) -> np.ndarray:
     """Pooled features before the classifier: (n, d) float32, row i belonging to example i.
 
@@ -47,9 +47,11 @@ def extract(
         model: a timm model, or one that `models.features` knows.
         images: the examples, decoded, with their normalisation; no augmentation is applied.
         batch_size: examples per forward pass and process.
+        engine: what computes them, from `inference.engine` for "features"; None is PyTorch.
     """
+    own = engine.run if engine is not None else None
     return _rows(
-        lambda x: models.features(model, x),
+        own or (lambda x: models.features(model, x)),
         model,
         images,
         accelerator=accelerator,
@@ -65,39 +67,18 @@ def logits(
     accelerator: Accelerator,
     batch_size: int,
     precision: devices.Precision = "fp32",
+    engine: Engine | None = None,
 ) -> np.ndarray:
     """Outputs of the whole classifier: (n, classes) float32; else as `extract`."""
+    own = engine.run if engine is not None else None
     return _rows(
-        model,
+        own or model,
         model,
         images,
         accelerator=accelerator,
         batch_size=batch_size,
         precision=precision,
     )
-
-
-def weights_digest(model: nn.Module) -> str:
-    """SHA-256 (hex) over the names, types, shapes and bytes of the state dict, buffers included.
-
-    The same on every device and in every memory layout.
-    """
-    total = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        tensor = tensor.detach().cpu().contiguous()
-        total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return total.hexdigest()
-
-
-def structure_digest(model: nn.Module) -> str:
-    """SHA-256 (hex) of the model's printed structure.
-
-    What the weights do not show: the same state dict with another padding or another epsilon in
-    its batch norms gives other features.
-    """
-    without_addresses = re.sub(r" at 0x[0-9a-f]+", "", repr(model))
-    return hashlib.sha256(without_addresses.encode()).hexdigest()
 
 
 def key_parts(
@@ -110,6 +91,7 @@ def key_parts(
     part: str,
     images: int,
     precision: devices.Precision,
+    engine: Engine | None = None,
 ) -> dict[str, JsonValue]:
     """Everything that defines a feature table, for `cached`.
 
@@ -119,6 +101,7 @@ def key_parts(
         split_hash: of the task's frozen split.
         part: "train", "validation" or "test".
         images: rows of the table.
+        engine: what computes it; PyTorch's tables are named as if there were no other.
     """
     return {
         "version": 1,
@@ -131,6 +114,7 @@ def key_parts(
         "part": part,
         "images": images,
         "precision": precision,
+        **(engine.key() if engine is not None else {}),
     }
 
 

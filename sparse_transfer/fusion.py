@@ -9,6 +9,7 @@ zero, since a filter is scaled as a whole.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, final
 
 from timm.models import get_notrace_functions, get_notrace_modules
@@ -23,6 +24,21 @@ class _Tracer(fx.Tracer):
     def __init__(self, leaves: tuple[type[nn.Module], ...] = ()) -> None:
         super().__init__(autowrap_functions=tuple(get_notrace_functions()))
         self._notrace = (*leaves, *get_notrace_modules())
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """As ever, but what stands before a leaf as a hook is run: torch.fx leaves it out."""
+        if self.is_leaf_module(m, self.path_of_module(m)):
+            for hook in m._forward_pre_hooks.values():
+                changed = hook(m, args)
+                if changed is not None:
+                    args = changed if isinstance(changed, tuple) else (changed,)
+        return super().call_module(m, forward, args, kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, (*LEAVES, *self._notrace)) or super().is_leaf_module(
@@ -66,7 +82,7 @@ def fold_batch_norms(model: nn.Module) -> tuple[nn.Module, str]:
 
 
 def trace(model: nn.Module, leaves: tuple[type[nn.Module], ...] = ()) -> fx.GraphModule:
-    """The model as a graph of layers, what `fold_batch_norms` returns where there is a norm.
+    """The model as a graph of the layers that its output needs.
 
     Args:
         leaves: more kinds of modules that are not looked into.
@@ -74,11 +90,12 @@ def trace(model: nn.Module, leaves: tuple[type[nn.Module], ...] = ()) -> fx.Grap
     Raises:
         Exception: torch.fx cannot trace it; whatever the model's own code raises on symbols.
     """
-    return (
-        model
-        if isinstance(model, fx.GraphModule)
-        else fx.GraphModule(model, _Tracer(leaves).trace(model))
-    )
+    traced = model
+    if not isinstance(traced, fx.GraphModule):  # `fold_batch_norms` has traced what has norms
+        traced = fx.GraphModule(model, _Tracer(leaves).trace(model))
+    traced.graph.eliminate_dead_code()
+    traced.recompile()
+    return traced
 
 
 def _activation(norm: nn.BatchNorm2d) -> nn.Module:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparse_transfer import checkpoint, cost, latency, models, plugins, signals, weights
+from sparse_transfer import checkpoint, cost, latency, models, packed, plugins, signals, weights
 from sparse_transfer.backends import device, tolerance, uses_zeros
 from sparse_transfer.config import ModelSpec
 from sparse_transfer.errors import UserError
@@ -119,7 +119,8 @@ def open_any(
     """A checkpoint folder of ours, verified, or any model that an experiment could name.
 
     Args:
-        name: a folder, or a model name (`resnet18`, `torchvision:…`, `local-dir:…`, `hf-hub:…`).
+        name: a folder, a packed file, or a model name (`resnet18`, `torchvision:…`,
+            `local-dir:…`, `hf-hub:…`).
         file: `pretrained`, `random` or a weight file, for names.
         kwargs: arguments of the model, for names.
 
@@ -127,7 +128,7 @@ def open_any(
         UserError: there is no such folder or model, or its weights cannot be had.
     """
     folder = Path(name.removeprefix(weights.LOCAL_DIR)).expanduser()
-    if (folder / checkpoint.RECORD).is_file():
+    if (folder / checkpoint.RECORD).is_file() or packed.is_packed(folder):
         if file != "pretrained" or kwargs:
             raise UserError(
                 f"{name} is a checkpoint: it has its own weights and arguments.",

@@ -160,11 +160,7 @@ def agreement(name: str, output: Tensor, expected: Tensor, tolerance: float = TO
     Raises:
         UserError: it is above the tolerance, not a number, or the shapes differ.
     """
-    output, expected = output.detach().cpu().double(), expected.detach().cpu().double()
-    error = math.inf
-    if output.shape == expected.shape:
-        scale = expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-        error = float((output - expected).abs().max() / scale)
+    error = relative_error(output, expected)
     if not (math.isfinite(error) and error <= tolerance):
         raise UserError(
             f"The backend {name} does not compute the model's function.",
@@ -174,6 +170,18 @@ def agreement(name: str, output: Tensor, expected: Tensor, tolerance: float = TO
             "Its time would mean nothing: leave it out of `backends`.",
         )
     return error
+
+
+def relative_error(output: Tensor, expected: Tensor) -> float:
+    """The largest absolute difference over the largest absolute expected value, in float64.
+
+    Infinite for outputs of another shape, NaN where an output is.
+    """
+    if output.shape != expected.shape:
+        return math.inf
+    output, expected = output.detach().cpu().double(), expected.detach().cpu().double()
+    scale = expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+    return float((output - expected).abs().max() / scale)
 
 
 def median_interval(

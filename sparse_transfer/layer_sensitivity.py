@@ -274,7 +274,7 @@ def _judged(model: nn.Module, judged_by: str) -> list[str]:
 
 
 def is_trained_on(
-    recorded: Mapping[str, str] | None, task_name: str, classes: Sequence[str]
+    recorded: Mapping[str, Any] | None, task_name: str, classes: Sequence[str]
 ) -> bool:
     """Whether a classifier is recorded to tell these classes apart, in this order.
 

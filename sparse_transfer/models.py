@@ -30,6 +30,7 @@ from sparse_transfer.weights import content_hash
 __all__ = [
     "LoadedModel",
     "build",
+    "classifiers",
     "content_hash",
     "create",
     "features",
@@ -37,6 +38,7 @@ __all__ = [
     "load_strictly",
     "mismatch",
     "new_head",
+    "pooled",
     "resolve",
     "rows_of_head",
     "skeleton",
@@ -69,16 +71,16 @@ class LoadedModel:
     opens_with: OpensWith
     declared_sparse: bool = False
     shrink: ShrinkPlan | None = None
-    trained_on: Mapping[str, str] | None = None
+    trained_on: Mapping[str, Any] | None = None
 
 
-def trained_on(task: str, classes: Sequence[str]) -> dict[str, str]:
-    """How a checkpoint records the task of its classifier: its name, and a digest of the classes.
+def trained_on(task: str, classes: Sequence[str]) -> dict[str, Any]:
+    """How a checkpoint records the task of its classifier: name, classes, and a digest of these.
 
     Args:
         classes: their names, in the order of the outputs.
     """
-    return {"name": task, "classes": digest(list(classes))}
+    return {"name": task, "classes": digest(list(classes)), "names": list(classes)}
 
 
 def build(
@@ -230,7 +232,7 @@ def new_head(model: nn.Module, num_classes: int, seed: int) -> None:
     device = next(model.parameters()).device
     with seeded(derive(seed, "head")):
         model.reset_classifier(num_classes)  # pyright: ignore[reportCallIssue]
-        for head in _classifiers(model):
+        for head in classifiers(model):
             for module in head.modules():
                 if isinstance(module, nn.Linear | nn.Conv2d):
                     module.to("cpu").reset_parameters()
@@ -239,13 +241,17 @@ def new_head(model: nn.Module, num_classes: int, seed: int) -> None:
 
 def head_name(model: nn.Module) -> set[str]:
     """The parameter names of the classifier, e.g. {"fc.weight", "fc.bias"}."""
-    own = {id(parameter) for head in _classifiers(model) for parameter in head.parameters()}
+    own = {id(parameter) for head in classifiers(model) for parameter in head.parameters()}
     return {name for name, parameter in model.named_parameters() if id(parameter) in own}
 
 
 def features(model: nn.Module, images: Tensor) -> Tensor:
     """Pooled features before the classifier: (n, 3, h, w) → (n, d)."""
-    maps = model.forward_features(images)  # pyright: ignore[reportCallIssue]
+    return pooled(model, model.forward_features(images))  # pyright: ignore[reportCallIssue]
+
+
+def pooled(model: nn.Module, maps: Tensor) -> Tensor:
+    """What `forward_features` gave → features (n, d)."""
     return model.forward_head(maps, pre_logits=True).flatten(1)  # pyright: ignore[reportCallIssue]
 
 
@@ -406,7 +412,7 @@ def _shrink(model: nn.Module, source: Source) -> None:
         plan.apply(model)
 
 
-def _classifiers(model: nn.Module) -> list[nn.Module]:
+def classifiers(model: nn.Module) -> list[nn.Module]:
     """The classifier modules; distilled transformers have two."""
     found = model.get_classifier()  # pyright: ignore[reportCallIssue]
     return list(found) if isinstance(found, tuple | list) else [found]

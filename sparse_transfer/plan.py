@@ -54,6 +54,7 @@ class EvaluateSpec:
     task: config.TaskRef
     preprocess: config.Preprocess
     precision: devices.Precision
+    engine: Literal["auto", "dense", "sparse"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class LinearSpec:
 
 @dataclass(frozen=True)
 class FewShotSpec:
-    """Probe frozen features on ever more images per class; of the profile, only its transform."""
+    """Probe features on ever more images per class; of the profile, its transform and engine."""
 
     task: config.TaskRef
     preprocess: config.Preprocess

@@ -113,8 +113,7 @@ def transfer_experiment(
     """The experiment that `transfer` runs: a finished checkpoint, and a dense one if given.
 
     Raises:
-        UserError: a folder is no checkpoint of ours, or the dense one is not dense; an engine for
-            full fine-tuning without it.
+        UserError: a folder is no checkpoint of ours, or the dense one is not dense.
     """
     facts = checkpoint_facts(checkpoint)
     base = dense or checkpoint
@@ -131,13 +130,10 @@ def transfer_experiment(
             )
     if not all(seed.strip().isdecimal() for seed in seeds.split(",")):
         raise UserError(f"--seeds {seeds} cannot be read.", hint="Write numbers: 0,1,2.")
-    if engine != "auto" and "full" not in modes:
-        raise UserError(
-            f"--engine {engine} has no effect here.",
-            "It says what computes full fine-tuning, and that is not asked for.",
-            "Add --mode full, or leave --engine out.",
-        )
-    profile = full if engine == "auto" else {"base": full, "engine": engine}
+
+    def computed(profile: str) -> str | dict[str, str]:
+        return profile if engine == "auto" else {"base": profile, "engine": engine}
+
     preprocess = _preprocess(facts, image_size, crop)
     # two rows of one name would be taken for one method
     method = "given" if dense and facts["method"] == "dense" else facts["method"]
@@ -152,9 +148,9 @@ def transfer_experiment(
         "transfer": {
             "tasks": list(tasks),
             "modes": list(modes),
-            "linear": linear,
-            **({"online": online} if "linear-online" in modes else {}),
-            **({"full": profile} if "full" in modes else {}),
+            "linear": computed(linear),
+            **({"online": computed(online)} if "linear-online" in modes else {}),
+            **({"full": computed(full)} if "full" in modes else {}),
             "preprocess": preprocess,
             "seeds": [int(seed) for seed in seeds.split(",")],
         },
@@ -166,6 +162,7 @@ def evaluate_experiment(
     *,
     checkpoint: Path,
     tasks: Sequence[str],
+    engine: str = "auto",
     image_size: int | None,
     crop: str | None,
     overrides: Sequence[str],
@@ -182,6 +179,7 @@ def evaluate_experiment(
         "upstream": {
             "models": [{"name": f"local-dir:{checkpoint}", "label": facts["model"]}],
             "evaluate": list(tasks),
+            "engine": engine,
             "preprocess": _preprocess(facts, image_size, crop),
         },
         **_as_it_is(checkpoint, facts, facts["method"], has_dense=False),
@@ -265,6 +263,12 @@ def checkpoint_facts(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: it is not a checkpoint of this program.
     """
+    if folder.is_file():
+        raise UserError(
+            f"{folder} is not a checkpoint folder.",
+            "It is a file.",
+            f"If it is a packed checkpoint, `sparse-transfer import {folder}` makes a folder.",
+        )
     if not (folder / "sparsity.json").is_file():
         raise UserError(
             f"{folder} is not a checkpoint of sparse-transfer.",

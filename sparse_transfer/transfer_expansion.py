@@ -68,6 +68,7 @@ def _few_shot_runs(
             "checkpoint": run.id,
             "few_shot": plain(few_shot),
             "transform": profile.model_dump(mode="json", include={"normalise", "interpolation"}),
+            **({"engine": profile.engine} if profile.engine != "auto" else {}),
         }
         yield Run("few_shot", run.subject, spec, identity, {"checkpoint": run})
 

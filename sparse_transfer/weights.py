@@ -92,6 +92,13 @@ def existing_folder(text: str) -> Path:
         UserError: there is no such folder, or no config.json in it.
     """
     folder = Path(text).expanduser()
+    if folder.is_file():
+        raise UserError(
+            f"The model folder {text} cannot be opened.",
+            "It is a file.",
+            f"A packed checkpoint becomes a folder by `sparse-transfer import {text}`; the weights "
+            "of other projects by the same with --arch.",
+        )
     if not (folder / "config.json").is_file():
         found = "It has no config.json." if folder.is_dir() else "There is no such folder."
         raise UserError(

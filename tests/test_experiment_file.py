@@ -182,7 +182,7 @@ def test_defaults_are_pinned():
     assert config.LinearProfile().model_dump() == {
         **described, "kind": "linear", "epochs": 150, "batch_size": 64, "lr": 0.01,
         "momentum": 0.9, "weight_decay": 5e-4, "milestones": (51, 101), "gamma": 0.1,
-        "lbfgs_c": (1e-3, 1e-2, 1e-1, 1.0, 10.0), "lbfgs_validation": 0.2,
+        "lbfgs_c": (1e-3, 1e-2, 1e-1, 1.0, 10.0), "lbfgs_validation": 0.2, "engine": "auto",
         "normalise": None, "interpolation": None,
     }  # fmt: skip
     assert config.Preprocess().model_dump() == {

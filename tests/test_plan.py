@@ -129,7 +129,8 @@ OTHER: dict[str, dict[str, Any]] = {
     "LinearProfile": {
         "version": 2, "epochs": 9, "batch_size": 32, "lr": 0.2, "momentum": 0.8,
         "weight_decay": 0.0, "milestones": [3], "gamma": 0.5, "lbfgs_c": [1.0],
-        "lbfgs_validation": 0.3, "normalise": "imagenet", "interpolation": "bicubic",
+        "lbfgs_validation": 0.3, "engine": "dense", "normalise": "imagenet",
+        "interpolation": "bicubic",
     },
     "Preprocess": {
         "image_size": 40, "crop": "none", "resize": 50, "interpolation": "bicubic",

@@ -112,15 +112,19 @@ def test_a_size_of_nothing_is_refused_and_not_replaced(tmp_path: Path):
         transferred(checkpoint(tmp_path / "c"), image_size=0)
 
 
-def test_an_engine_is_for_full_fine_tuning_and_makes_no_other_recipe(tmp_path: Path):
+def test_an_engine_is_for_all_modes_and_makes_no_other_recipe(tmp_path: Path):
     folder = checkpoint(tmp_path / "c")
     plain = transferred(folder, modes=["full"]).arms[0].transfer
     made = transferred(folder, modes=["full"], engine="sparse").arms[0].transfer
     assert plain is not None and plain.full is not None and plain.full.engine == "auto"
     assert made is not None
     assert made.full == plain.full.model_copy(update={"engine": "sparse"})
-    with pytest.raises(UserError, match="--engine dense has no effect"):
-        transferred(folder, modes=["linear"], engine="dense")
+    both = {"modes": ["linear", "linear-online"]}
+    plain = transferred(folder, **both).arms[0].transfer
+    made = transferred(folder, **both, engine="dense").arms[0].transfer
+    assert plain is not None and plain.online is not None and made is not None
+    assert made.linear == plain.linear.model_copy(update={"engine": "dense"})
+    assert made.online == plain.online.model_copy(update={"engine": "dense"})
     with pytest.raises(UserError, match="trains in fp32"):
         overrides = ("transfer.full.precision=bf16",)
         transferred(folder, modes=["full"], engine="sparse", overrides=overrides)

@@ -40,11 +40,17 @@ def examples(*lines: str) -> str:
 
 
 class Engine(StrEnum):
-    """What computes a training."""
+    """What computes a network."""
 
     auto = "auto"
     dense = "dense"
     sparse = "sparse"
+
+
+ENGINE = (
+    "What computes training and features: PyTorch (dense), the kernels that skip zeros (sparse), "
+    "or whichever a fixed rule takes (auto)."
+)
 
 
 Runs = Annotated[

@@ -1,14 +1,15 @@
-"""Verbs on one model or checkpoint: prune, transfer, evaluate, bench."""
+"""Verbs on one model or checkpoint: prune, transfer, evaluate, bench, export."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from sparse_transfer.commands.app import (
+    ENGINE,
     Crop,
     DataRoot,
     Debug,
@@ -132,13 +133,7 @@ def transfer(
     online: Annotated[
         str, typer.Option(help="Profile of linear-online: backbone recomputed each step.")
     ] = "paper-linear-online",
-    engine: Annotated[
-        Engine,
-        typer.Option(
-            help="What computes full fine-tuning: PyTorch (dense), the kernels that skip zeros "
-            "(sparse), or whichever a fixed rule takes (auto)."
-        ),
-    ] = Engine.auto,
+    engine: Annotated[Engine, typer.Option(help=ENGINE)] = Engine.auto,
     image_size: ImageSize = None,
     crop: Crop = None,
     seeds: TransferSeeds = "0",
@@ -179,6 +174,7 @@ def transfer(
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder of this program.")],
     on: Annotated[list[str], typer.Option(help="Task card of a test set. May be repeated.")],
+    engine: Annotated[Engine, typer.Option(help=ENGINE)] = Engine.auto,
     image_size: ImageSize = None,
     crop: Crop = None,
     sets: Sets = None,
@@ -192,7 +188,12 @@ def evaluate(
 
     set_up(debug, threads)
     experiment = single.evaluate_experiment(
-        checkpoint=checkpoint, tasks=on, image_size=image_size, crop=crop, overrides=sets or []
+        checkpoint=checkpoint,
+        tasks=on,
+        engine=engine.value,
+        image_size=image_size,
+        crop=crop,
+        overrides=sets or [],
     )
     refuse_problems(experiment, data_root, runs)
     stages = ["prune", "evaluate"]
@@ -276,3 +277,52 @@ def bench(
         console_tables.print_bench(rows)
     for reason in reasons:
         say(f"not measured: {reason}")
+
+
+@app.command(
+    epilog=examples(
+        "sparse-transfer export runs/prune/0123456789abcdef/checkpoint --to packed",
+        "sparse-transfer export sparse.packed --to onnx --out sparse.onnx",
+    )
+)
+def export(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CKPT", help="A checkpoint folder, or a packed file.")
+    ],
+    to: Annotated[
+        Literal["packed", "onnx"],
+        typer.Option(help="`packed`: a bit for each weight, and those that are not zero."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="The file; default: CKPT.packed or CKPT.onnx, beside it.")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=8, help="Pixels of the ONNX graph; default: its own.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file OUT.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a checkpoint as one file: small, or for other engines; it is checked before it is kept.
+
+    A packed file opens wherever a checkpoint is only read (bench, inspect, Python); `import` makes
+    the folder of it again. An ONNX file has its batch norms folded and takes any number of images.
+    """
+    from sparse_transfer import export as exports
+
+    set_up(debug)
+    made = exports.export(checkpoint, to, out, image_size=image_size, replace_existing=force)
+    if as_json:
+        print_json(
+            {
+                "path": str(made.path),
+                "bytes": made.bytes,
+                "dense_bytes": made.dense_bytes,
+                "note": made.note,
+            }
+        )
+        return
+    typer.echo(
+        f"{made.path}\n{made.bytes:,} bytes; the weights take {made.dense_bytes:,} "
+        f"({made.dense_bytes / made.bytes:.1f} times as many); {made.note}"
+    )

@@ -25,13 +25,20 @@ from sparse_transfer.commands.steps import make_context, print_json, say, set_up
     epilog=examples(
         "sparse-transfer import acdc_90.ckpt --arch resnet50 --sparse 0.9",
         "sparse-transfer import squeezenet.safetensors --arch squeezenet1_0 --sparse 0.6658",
+        "sparse-transfer import checkpoint.packed --out sparse",
     ),
 )
 def import_checkpoint(
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="A .safetensors, .pth, .pt or .ckpt file.")
+        Path,
+        typer.Argument(
+            metavar="CHECKPOINT", help="A .safetensors, .pth, .pt or .ckpt file, or a packed one."
+        ),
     ],
-    arch: Annotated[str, typer.Option(help="timm or torchvision name of the network.")],
+    arch: Annotated[
+        str | None,
+        typer.Option(help="timm or torchvision name of the network; a packed file has its own."),
+    ] = None,
     layout: Annotated[str, typer.Option(help="`auto`, or one of `ls layouts`.")] = "auto",
     sparse: Annotated[
         float | None, typer.Option(help="The share of zeros it is said to have; it is verified.")
@@ -53,23 +60,35 @@ def import_checkpoint(
     runs: Runs = Path("runs"),
     debug: Debug = False,
 ) -> None:
-    """Bring in a checkpoint of another project: its layout is found, its sparsity verified."""
-    from sparse_transfer import single
+    """Bring in a checkpoint of another project: its layout is found, its sparsity verified.
+
+    A packed file (`export --to packed`) becomes the folder again that it was made of.
+    """
+    from sparse_transfer import packed, single
     from sparse_transfer.imports import checkpoints
     from sparse_transfer.report import console_tables
     from sparse_transfer.store import slug
 
     set_up(debug)
+    folder = out or runs / "import" / slug(checkpoint.stem) / "checkpoint"
+    if packed.is_packed(checkpoint):
+        described = {"--arch": arch, "--sparse": sparse, "--kwarg": kwarg, "--cfg": cfg}
+        given = [name for name, value in described.items() if value] + ["--dense"] * dense
+        opened = checkpoints.unpack(checkpoint, folder, given, replace_existing=force)
+        if as_json:
+            print_json({"checkpoint": str(folder), "facts": opened.facts})
+        else:
+            typer.echo(f"{opened.loaded.title}\n{folder}")
+        return
     found = checkpoints.convert(
         checkpoint,
-        arch,
+        checkpoints.stated(arch, checkpoint),
         layout=layout,
         sparse=sparse,
         dense=dense,
         kwargs=single.pairs(kwarg or [], "--kwarg"),
         pretrained_cfg=single.pairs(cfg or [], "--cfg"),
     )
-    folder = out or runs / "import" / slug(checkpoint.stem) / "checkpoint"
     found.save(folder, replace_existing=force)
     rows = checkpoints.effective_layers(found)
     if as_json:

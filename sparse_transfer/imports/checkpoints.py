@@ -67,14 +67,55 @@ class Imported:
         Raises:
             UserError: something is there already that may not be replaced.
         """
-        ours = (folder / checkpoint.RECORD).is_file()
-        if folder.exists() and not (replace_existing and ours):
-            raise UserError(
-                f"{folder} exists already.",
-                "It is a checkpoint." if ours else "It is no checkpoint of this program.",
-                "Choose another --out" + (", or say --force." if ours else "."),
-            )
+        _check_free(folder, replace_existing)
         checkpoint.save(folder, self.loaded, self.loaded.model, self.masks, self.facts)
+
+
+def unpack(
+    path: Path, folder: Path, given: Collection[str] = (), replace_existing: bool = False
+) -> checkpoint.Checkpoint:
+    """Make the checkpoint folder again that a packed file was made of.
+
+    Args:
+        given: options that describe a network, for a message: the file describes its own.
+
+    Raises:
+        UserError: the file is damaged, `given` is not empty, or something is in the place that may
+            not be replaced.
+    """
+    if given:
+        raise UserError(
+            f"{path} is a packed checkpoint: it describes itself.",
+            hint=f"Leave out {', '.join(given)}.",
+        )
+    _check_free(folder, replace_existing)
+    return checkpoint.unpack(path, folder)
+
+
+def stated(architecture: str | None, path: Path) -> str:
+    """The architecture of a foreign file, which must be named.
+
+    Raises:
+        UserError: it is not.
+    """
+    if architecture is None:
+        _existing(path)  # a wrong path is the first thing to hear of
+        raise UserError(
+            f"{path} cannot be imported.",
+            "Weights of other projects do not say which network they belong to.",
+            "Name it with --arch, as in --arch resnet50.",
+        )
+    return architecture
+
+
+def _check_free(folder: Path, replace_existing: bool) -> None:
+    ours = (folder / checkpoint.RECORD).is_file()
+    if folder.exists() and not (replace_existing and ours):
+        raise UserError(
+            f"{folder} exists already.",
+            "It is a checkpoint." if ours else "It is no checkpoint of this program.",
+            "Choose another --out" + (", or say --force." if ours else "."),
+        )
 
 
 def convert(

@@ -165,6 +165,42 @@ def upstream_scatter(
     return to_drawing(figure, name, title, caption, frame)
 
 
+def training_scatter(
+    frame: pd.DataFrame, looks: Looks, *, name: str, title: str, caption: str
+) -> Drawing:
+    """Change of accuracy against the speedup of training, one dot per cell, filled by sparsity.
+
+    Args:
+        frame: columns method, sparsity, speedup (dense over own seconds), change (fraction).
+    """
+    methods = sorted(frame["method"].unique())
+    levels = sorted(frame["sparsity"].unique())
+    keys = [*methods, *(percent(level) for level in levels[1:])]
+    bottom = 0.62 + 0.18 * math.ceil(len(keys) / legend_columns(keys))
+    figure, axes = panel(
+        title,
+        "accuracy against the dense model, points, mean over tasks",
+        bottom=bottom,
+        inches=2.68 + bottom,
+        right=0.2,
+    )
+    for row in records(frame):
+        colour, marker = looks[row["method"]]
+        fill = fill_of(levels.index(row["sparsity"]), len(levels), colour)
+        look: dict[str, Any] = {"marker": marker, "markerfacecolor": fill}
+        look["markeredgecolor"] = colour
+        axes.plot([row["speedup"]], [100 * row["change"]], markeredgewidth=1.1, **look)
+    axes.axhline(0, color=INK, linewidth=0.8)
+    axes.axvline(1, color=MUTED, linewidth=0.8, linestyle=(0, (3, 2)))
+    axes.set_xlabel("speedup of a training step over the dense model's")
+    axes.margins(0.1)
+    axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: signed(value)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+    legend(figure, {method: looks[method] for method in methods}, levels, has_dense=False)
+    return to_drawing(figure, name, title, caption, frame)
+
+
 def _grid(
     title: str, subtitle: str, count: int, columns: int, width: float, inches: float
 ) -> tuple[Figure, Sequence[Axes]]:

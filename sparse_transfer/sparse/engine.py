@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 import torch
@@ -19,7 +19,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from sparse_transfer.bfloat16 import InBfloat16
 from sparse_transfer.errors import UserError
 from sparse_transfer.fusion import fold_batch_norms, trace
-from sparse_transfer.sparse import library, tuning
+from sparse_transfer.sparse import library, linears, tuning
 from sparse_transfer.sparse.layer import check
 from sparse_transfer.sparse.lowering import Step, fuse, steps_of
 from sparse_transfer.sparse.planning import Planner, Row
@@ -180,12 +180,19 @@ def _engine(
 ) -> Compiled:
     """The engine in one type, or `plain` where it is wrong or not faster."""
     tuner = tuning.Tuner(library.current(dtype), tuning.cache_file() if tune else None)
-    module, rows = _with_regions(graph, example.shape[0], tuner)
+    runs = regions_of(graph, steps := steps_of(graph))
+    linear: dict[fx.Node, linears.SparseLinearModule] = {}
+    if dtype == torch.float32:
+        inside = {node for run in runs for node in run}
+        linear = linears.faster(graph, example.shape[0], tuner, inside)
+    module, rows = _with_regions(graph, steps, runs, linear, example.shape[0], tuner)
     sparse = [row for row in rows if row.choice.kind == "sparse" and row.density < 1]
     tuner.save()
-    if not sparse:
+    if not sparse and not linear:
         return _instead(plain, f"no layer is faster with its zeros skipped ({plain.reason})", rows)
     words = f"{len(sparse)} of {len(rows)} convolutions skip their zeros; {plain.reason}"
+    if linear:
+        words = f"{len(linear)} linear layers and {words}"
     engine = Compiled(module, "sparse", words, rows, dtype=dtype)
     error, allowed = _error(engine(example), expected), TOLERANCE[dtype]
     if dtype != torch.float32:  # some networks magnify rounding, whoever rounds
@@ -235,17 +242,26 @@ def regions_of(graph: fx.GraphModule, steps: dict[str, Step]) -> list[list[fx.No
 
 
 def _with_regions(
-    graph: fx.GraphModule, batch: int, tuner: tuning.Tuner
+    graph: fx.GraphModule,
+    steps: dict[str, Step],
+    runs: list[list[fx.Node]],
+    linear: Mapping[fx.Node, nn.Module],
+    batch: int,
+    tuner: tuning.Tuner,
 ) -> tuple[fx.GraphModule, list[Row]]:
-    """A copy of the graph with regions in the place of layers."""
-    steps = steps_of(graph)
+    """A copy of the graph with regions, and linear layers of our own, in the place of layers."""
     copied = fx.Graph()
     into: dict[fx.Node, fx.Node] = {}
-    last_of = {run[-1]: run for run in regions_of(graph, steps)}
+    last_of = {run[-1]: run for run in runs}
     replaced = {node for run in last_of.values() for node in run}
     modules: dict[str, Any] = {}
     rows: list[Row] = []
     for node in graph.graph.nodes:
+        if node in linear:
+            name = f"sparse_linear_{len(modules)}"
+            modules[name] = linear[node]
+            into[node] = copied.call_module(name, tuple(into[n] for n in node.args))
+            continue
         if node not in replaced:
             into[node] = copied.node_copy(node, lambda n: into[n])
             continue

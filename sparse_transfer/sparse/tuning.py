@@ -145,12 +145,22 @@ class Tuner:
         The network is known by the problems that were asked for so far; the number of threads is
         part of the key.
         """
-        threads = torch.get_num_threads()
-        key = f"network {store.digest([self._asked, batch, threads, str(dtype)])[:24]}"
-        if key not in self._known:
-            self._known[key] = asdict(Timing(*measure()))
+        key = [self._asked, batch, torch.get_num_threads(), str(dtype)]
+        return self.timed("network", key, lambda: Timing(*measure()))
+
+    @property
+    def measures(self) -> bool:
+        """Whether it measures at all."""
+        return self._cache is not None
+
+    def timed(self, what: str, key: list[Any], measure: Callable[[], Timing]) -> Timing:
+        """What `measure` returns, once for each key (JSON values) on this level of instructions."""
+        name = f"{what} {store.digest([self.library.level, key])[:24]}"
+        if name not in self._known:
+            self._known[name] = asdict(measure())
             self._is_new = True
-        return Timing(**self._known[key])
+        self._asked.append(name)
+        return Timing(**self._known[name])
 
     def save(self) -> None:
         """Write what was learnt."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sparse_transfer import checkpoint, data, inputs, models, plan
+from sparse_transfer import checkpoint, data, inference, inputs, models, plan
 from sparse_transfer.errors import UserError
 from sparse_transfer.stages import scoring
 from sparse_transfer.stages.context import Context
@@ -29,6 +29,16 @@ def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context)
     check_head(models.model_classes(opened.model), task.card.name, len(task.classes))
     model = opened.model.to(context.accelerator.device)
     transform = inputs.transform(spec.preprocess, opened.loaded, None, context.cache)
+    engine = inference.engine(
+        spec.engine,
+        model,
+        opened.masks,
+        "logits",
+        image_size=spec.preprocess.image_size,
+        batch_size=scoring.BATCH,
+        accelerator=context.accelerator,
+        precision=spec.precision,
+    )
     row = scoring.score(
         model,
         transform.images(task.test, context.cache),
@@ -40,10 +50,18 @@ def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context)
         profile=task.card.name,
         precision=spec.precision,
         context=context,
+        engine=engine,
     )
     summary = opened.facts["summary"]
     return {
-        "rows": [{**row, "measured_sparsity": summary["measured_sparsity"]}],
+        "rows": [
+            {
+                **row,
+                "measured_sparsity": summary["measured_sparsity"],
+                "engine": engine.choice.name,
+            }
+        ],
+        "engine": engine.choice.facts(),
         "skipped": {task.card.name: dict(task.skipped)},
         "manifest": {
             "dtype": spec.precision,

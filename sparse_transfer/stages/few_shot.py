@@ -77,6 +77,7 @@ def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context)
         },
         "left_out": [k for k in sorted(wanted.shots) if k > largest],
         "skipped": {task.card.name: dict(task.skipped)},
+        "engine": found.engine.facts(),
         "seconds": {"extraction": found.seconds, "fits": time.perf_counter() - started},
         "manifest": {
             "dtype": "fp32",

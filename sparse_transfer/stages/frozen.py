@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from sparse_transfer import checkpoint, config, data, features, inputs
+from sparse_transfer import checkpoint, config, data, engines, features, inference, inputs
 from sparse_transfer.images import Images
 from sparse_transfer.stages.context import Context
 
@@ -25,6 +25,7 @@ class FrozenFeatures:
         train, test: (n, d) float32; train_labels, test_labels: (n,) int.
         test_ids: (n,) str.
         seconds: wall time of the extraction, next to nothing where the tables were cached.
+        engine: what computes (or computed) them, and why.
     """
 
     opened: checkpoint.Checkpoint
@@ -36,6 +37,7 @@ class FrozenFeatures:
     test_labels: np.ndarray
     test_ids: np.ndarray
     seconds: float
+    engine: engines.Choice
 
 
 def extract(
@@ -45,7 +47,11 @@ def extract(
     profile: config.LinearProfile,
     context: Context,
 ) -> FrozenFeatures:
-    """Open the checkpoint in `folder` and give its features; collective, like `features.cached`."""
+    """Open the checkpoint in `folder` and give its features; collective, like `features.cached`.
+
+    Raises:
+        UserError: the engine that the profile asks for cannot be used.
+    """
     opened = checkpoint.open_checkpoint(folder)
     task = data.open_task(ref, data_root=context.data_root, cache=context.cache)
     transform = inputs.transform(
@@ -53,10 +59,19 @@ def extract(
     )
     model = opened.model.to(context.accelerator.device)
     started = time.perf_counter()
+    engine = inference.engine(
+        profile.engine,
+        model,
+        opened.masks,
+        "features",
+        image_size=preprocess.image_size,
+        batch_size=_EXTRACTION_BATCH,
+        accelerator=context.accelerator,
+    )
     train = transform.images(task.train, context.cache)
-    train_table = _table(model, train, "train", transform, context)
+    train_table = _table(model, train, "train", transform, engine, context)
     test = transform.images(task.test, context.cache)
-    test_table = _table(model, test, "test", transform, context)
+    test_table = _table(model, test, "test", transform, engine, context)
     return FrozenFeatures(
         opened=opened,
         task=task,
@@ -67,11 +82,17 @@ def extract(
         test_labels=np.asarray(test.labels),
         test_ids=test.ids,
         seconds=time.perf_counter() - started,
+        engine=engine.choice,
     )
 
 
 def _table(
-    model: nn.Module, images: Images, part: str, transform: inputs.Transform, context: Context
+    model: nn.Module,
+    images: Images,
+    part: str,
+    transform: inputs.Transform,
+    engine: inference.Engine,
+    context: Context,
 ) -> np.ndarray:
     key = features.key_parts(
         model,
@@ -83,6 +104,7 @@ def _table(
         part=part,
         images=len(images),
         precision="fp32",
+        engine=engine,
     )
     return features.cached(
         key,
@@ -92,5 +114,6 @@ def _table(
             images,
             accelerator=context.accelerator,
             batch_size=_EXTRACTION_BATCH,
+            engine=engine,
         ),
     )

@@ -58,6 +58,7 @@ def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context)
                 measured_sparsity=found.opened.facts["summary"]["measured_sparsity"],
                 bytes=bytes_.dense,
                 packed=bytes_.packed,
+                engine=found.engine.name,
             )
         )
     return {
@@ -69,6 +70,7 @@ def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context)
             "validation": {f"{c:g}": value for c, value in lbfgs.validation.items()},
             "notes": list(lbfgs.notes),
         },
+        "engine": found.engine.facts(),
         "seconds": {"extraction": found.seconds, "sgd": sgd.seconds, "lbfgs": lbfgs.seconds},
         "manifest": {
             "dtype": "fp32",

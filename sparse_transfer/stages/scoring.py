@@ -11,6 +11,7 @@ from torch import nn
 from sparse_transfer import data, evaluation, features, label_lists
 from sparse_transfer.devices import Precision
 from sparse_transfer.images import Images
+from sparse_transfer.inference import Engine
 from sparse_transfer.stages.context import Context
 
 BATCH = 128
@@ -27,11 +28,12 @@ def score(
     precision: Precision,
     context: Context,
     profile: str = "",
+    engine: Engine | None = None,
 ) -> dict[str, Any]:
     """One row of `result.json`; the predictions are stored as `name`.
 
     Where the task has lists of right classes, the right ones are interchangeable: see
-    `label_lists.merged`.
+    `label_lists.merged`. `engine` is one for "logits", None for PyTorch.
     """
     logits = features.logits(
         model,
@@ -39,6 +41,7 @@ def score(
         accelerator=context.accelerator,
         batch_size=BATCH,
         precision=precision,
+        engine=engine,
     )
     labels = np.asarray(images.labels)
     if images.split.accepted is not None:

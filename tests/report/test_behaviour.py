@@ -243,3 +243,25 @@ def test_training_time_is_paired_by_task_and_seeds(small):
     found = section(made, "training-time")
     assert "recomputed each step" in found.text and "1.25×" in found.text
     assert any("cached features" in note for note in found.parts[0].tables[0].notes)
+    assert any("run in PyTorch here" in note for note in found.parts[0].tables[0].notes)
+
+
+def test_training_time_stands_against_the_change_of_accuracy(small):
+    online = small.frame[small.frame["mode"] == "full"].assign(mode="linear-online")
+    sparse = online["method"] == "gmp"
+    for name in ("forward_s", "backward_s", "update_s", "loading_s"):
+        online[name] = 0.01
+    online["step_s"], online["epoch_s"] = np.where(sparse, 0.05, 0.1), 60.0
+    online["engine"] = np.where(sparse, "sparse", "dense")
+    online["value"] = np.where(sparse, 0.5, 0.52) + 0.1 * online["upstream_seed"]
+    frame = pd.concat([small.frame, online], ignore_index=True)
+    made = build(frame, small.bench, small.facts, None)
+    rows = table(made, "training-time").set_index("method")
+    assert rows.loc["gmp", "change"] == pytest.approx(-0.02)
+    assert rows.loc["gmp", "engine"] == "sparse" and rows.loc["dense", "engine"] == "dense"
+    assert rows.loc["gmp", "epoch_s"] == 60
+    (part,) = [part for part in section(made, "training-time").parts if part.drawings]
+    drawn = part.drawings[0].data
+    assert list(drawn["speedup"]) == pytest.approx([2.0]) and list(drawn["method"]) == ["gmp"]
+    assert any("skip their zeros" in note for note in part.tables[0].notes)
+    assert "2.00×" in section(made, "training-time").text

@@ -10,10 +10,21 @@ import pytest
 import torch
 from torch import nn
 
-from sparse_transfer import checkpoint, config, data, inputs, loop, models, plan, predictions
+from sparse_transfer import (
+    checkpoint,
+    config,
+    data,
+    inference,
+    inputs,
+    loop,
+    models,
+    plan,
+    predictions,
+)
 from sparse_transfer.devices import accelerator
 from sparse_transfer.errors import StopRequested
 from sparse_transfer.seeds import derive
+from sparse_transfer.sparse import library
 from sparse_transfer.stages import online
 from sparse_transfer.stages.context import Context
 
@@ -149,6 +160,45 @@ def test_a_resumed_run_is_an_uninterrupted_one_to_the_last_bit(
     assert 0 < result["rows"][0]["timed_steps"] < 12
 
 
+@pytest.mark.skipif(library.available() is not None, reason=library.available() or "")
+def test_the_sparse_engine_trains_the_same_head(thin, tmp_path, cache):
+    made, results = {}, {}
+    for engine in ("dense", "sparse", "auto"):
+        profile = PROFILE.model_copy(update={"engine": engine})
+        results[engine] = carry_out(spec(profile), thin, tmp_path / engine, cache)
+        made[engine] = logits(tmp_path / engine)
+    names = {asked: result["rows"][0]["engine"] for asked, result in results.items()}
+    assert names == {"dense": "dense", "sparse": "sparse", "auto": "dense"}
+    assert "small" in results["auto"]["engine"]["reason"]
+    assert np.array_equal(made["auto"], made["dense"])
+    np.testing.assert_allclose(made["sparse"], made["dense"], atol=5e-3)  # stored as float16
+    losses = [results[name]["training"]["losses"] for name in ("sparse", "dense")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5) and losses[0] != losses[1]
+
+
+@pytest.mark.skipif(library.available() is not None, reason=library.available() or "")
+def test_a_resumed_run_goes_on_with_the_engine_it_began_with(thin, tmp_path, cache, monkeypatch):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    sparse = spec(PROFILE.model_copy(update={"engine": "sparse"}))
+    carry_out(sparse, thin, whole, cache)
+    stopped.mkdir()
+    calls = {"left": 6}
+
+    def received() -> bool:
+        calls["left"] -= 1
+        return calls["left"] < 0
+
+    monkeypatch.setattr(loop.signals, "received", received)
+    with pytest.raises(StopRequested):
+        carry_out(sparse, thin, stopped, cache)
+    monkeypatch.undo()
+    inference._COMPILED.clear()
+    # the rule would take PyTorch for so small a network
+    result = carry_out(spec(), thin, stopped, cache)
+    assert result["rows"][0]["engine"] == "sparse"
+    assert np.array_equal(logits(whole), logits(stopped))
+
+
 def test_its_row_says_what_a_step_cost(half_pruned, tmp_path, cache):
     result = carry_out(spec(), half_pruned, tmp_path, cache)
     row = result["rows"][0]
@@ -157,6 +207,7 @@ def test_its_row_says_what_a_step_cost(half_pruned, tmp_path, cache):
     assert all(value > 0 for value in parts)
     assert row["forward_s"] <= row["step_s"]
     assert row["backward_s"] < row["forward_s"]  # it ends at the head
+    assert row["epoch_s"] == pytest.approx(4 * (row["step_s"] + row["loading_s"]))
     assert result["training"]["regime"] == "backbone recomputed each step"
 
 
