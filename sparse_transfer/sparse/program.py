@@ -306,7 +306,7 @@ class Program:
                 aligned = torch.from_numpy(permutations).clone()  # torch aligns to 64 bytes
                 operation.arrays |= {"offsets": moves, "permutations": aligned}
                 operation.fields["n_moves"] = len(moves)
-        own = _place({b for b in self._buffers() if not b.is_shared})
+        own = _place({b for b in self._buffers() if not b.is_shared}, self._replaced())
         operations = (abi.Op * len(self._operations))()
         for operation, raw in zip(self._operations, operations, strict=True):
             for name, value in operation.fields.items():
@@ -325,6 +325,26 @@ class Program:
         )
         self._built, self._batch = (segments, operations, own), -1
         return self._built
+
+    def _replaced(self) -> dict[Buffer, Buffer]:
+        """Outputs that may lie where the value that is added to them lies: nobody reads it after.
+
+        Lines that were just read are in the cache, and less memory is touched.
+        """
+        found = {}
+        for number, operation in enumerate(self._operations):
+            other, output = (operation.buffers.get(name) for name in ("other", "output"))
+            if (
+                operation.fields["kind"] in (Kind.SPARSE, Kind.DENSE)
+                and other is not None
+                and output is not None
+                and other is not operation.buffers["input"]
+                and other.layout == output.layout
+                and (other.uses[-1], output.uses[0]) == (number, number)
+                and not any(b.is_shared or b.whole for b in (other, output))
+            ):
+                found[output] = other
+        return found
 
     def _buffers(self) -> Iterator[Buffer]:
         for operation in self._operations:
@@ -361,16 +381,27 @@ def _window(tile: tuple[int, int], step: tuple[int, int], count: tuple[int, int]
     }
 
 
-def _place(buffers: set[Buffer]) -> int:
-    """Give every buffer a place that nobody else uses at the time; returns the floats needed."""
-    placed: list[Buffer] = []
+def _place(buffers: set[Buffer], replaced: dict[Buffer, Buffer]) -> int:
+    """Give every buffer a place that nobody else uses at the time; returns the floats needed.
+
+    Args:
+        replaced: buffers that take the place of another one.
+    """
+    placed: dict[Buffer, int] = {}  # with the last use of its place
     total = 0
+    after = {old: new for new, old in replaced.items()}
     for buffer in sorted(buffers, key=lambda b: (b.uses[0], -b.layout.floats)):
-        begin, end = buffer.uses[0], buffer.uses[-1]
+        if buffer in replaced:
+            buffer.at = replaced[buffer].at
+            continue
+        last = buffer
+        while last in after:
+            last = after[last]
+        begin, end = buffer.uses[0], last.uses[-1]
         taken = sorted(
             (other.at, other.at + other.layout.floats)
-            for other in placed
-            if other.uses[0] <= end and begin <= other.uses[-1]
+            for other, other_end in placed.items()
+            if other.uses[0] <= end and begin <= other_end
         )
         at = 0
         for low, high in taken:
@@ -378,7 +409,7 @@ def _place(buffers: set[Buffer]) -> int:
                 break
             at = max(at, high)
         buffer.at = at
-        placed.append(buffer)
+        placed[buffer] = end
         total = max(total, at + buffer.layout.floats)
     return -(-total // (LANES * LINE)) * LANES * LINE
 

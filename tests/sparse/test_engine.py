@@ -185,7 +185,8 @@ def test_channels_that_nobody_reads_are_not_computed():
 
 
 def test_threads_share_images_and_single_images():
-    model = lively(timm.create_model("resnet18", channels=[16, 24, 32, 48]))
+    # without a classifier: PyTorch's own product may round differently with more threads
+    model = lively(timm.create_model("resnet18", channels=[16, 24, 32, 48], num_classes=0))
     before = torch.get_num_threads()
     try:
         for batch in (1, 3, 16):

@@ -15,7 +15,7 @@ from torch.nn import functional
 from sparse_transfer.sparse import library
 from sparse_transfer.sparse.abi import Activation
 from sparse_transfer.sparse.layout import GRIDS, Axis, Grid, Layout, cost, forward_halo
-from sparse_transfer.sparse.packing import pack_dense
+from sparse_transfer.sparse.packing import Pattern, pack_dense, pack_forward
 from sparse_transfer.sparse.program import Buffer, Program
 
 pytestmark = pytest.mark.kernels
@@ -200,6 +200,34 @@ def test_buffers_share_memory_only_when_one_is_no_longer_needed():
         apart = abs(one.at - two.at) >= layout.floats
         assert apart or not together
     assert b.at == d.at
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("is_read_later", [False, True])
+def test_a_sum_takes_the_place_of_what_nobody_reads_after_it(level, is_read_later):
+    lib, axes = library.load(level), (Axis(8), Axis(8))
+    layout = laid(6, (8, 8), Grid(1, 4, 4))
+    weight = torch.randn(6, 6, 1, 1) * (torch.rand(6, 6, 1, 1) < 0.5)
+    pattern = Pattern.of(weight.numpy() != 0, 1)
+    packed = pack_forward(pattern, weight.numpy()[weight.numpy() != 0], axes, layout, 3)
+    images, other = torch.randn(2, 6, 8, 8), torch.randn(2, 6, 8, 8)
+    found, kept = torch.zeros(2, 2, 6, 8, 8)
+    one, two, three = Buffer(layout), Buffer(layout), Buffer(layout)
+    program = Program(lib)
+    program.segment(1)
+    program.load(0, one)
+    program.load(1, two)
+    program.sparse(
+        packed, one, three, tile=(1, 2), blocks=3, channels=np.arange(6, dtype=np.int32),
+        step=(1, 1), count=(2, 2), residual=two,
+    )  # fmt: skip
+    program.store(three, 2)
+    if is_read_later:
+        program.store(two, 3)
+    program.run([images, other, found, kept], 2)
+    assert (two.at == three.at) is not is_read_later
+    torch.testing.assert_close(found, functional.conv2d(images, weight) + other)
+    assert torch.equal(kept, other if is_read_later else torch.zeros_like(other))
 
 
 def test_costs_follow_idle_lanes_and_small_blocks():

@@ -12,10 +12,17 @@ struct Tile {  // pointers to the tile's first position in channel 0
   int64_t out_plane, other_plane;                    // floats from channel to channel
 };
 
-// Adds what is to be added, applies the activation, stores.
+// The bias, and what is to be added. It is read before anything is written, so that the sums may
+// take its place.
 template <int RY, int RX>
-static inline void finish(V (&c)[RY][RX][PARTS], const Tile& t, const float* other, float* out,
-                          int activation) {
+static inline void begin(V (&c)[RY][RX][PARTS], const Tile& t, const float* other, float bias) {
+  const V start = splat(bias);
+  UNROLL
+  for (int y = 0; y < RY; ++y)
+    UNROLL
+    for (int x = 0; x < RX; ++x)
+      UNROLL
+      for (int k = 0; k < PARTS; ++k) c[y][x][k] = start;
   if (other) {
     UNROLL
     for (int y = 0; y < RY; ++y)
@@ -25,6 +32,11 @@ static inline void finish(V (&c)[RY][RX][PARTS], const Tile& t, const float* oth
         for (int k = 0; k < PARTS; ++k)
           c[y][x][k] += load(other + y * t.other_row + x * t.out_column + k * WIDTH);
   }
+}
+
+// Applies the activation, stores.
+template <int RY, int RX>
+static inline void finish(V (&c)[RY][RX][PARTS], const Tile& t, float* out, int activation) {
   const V low = splat(activation == RELU || activation == RELU6 ? 0.f : -INFINITY);
   const V high = splat(activation == RELU6 ? 6.f : INFINITY);
   UNROLL
@@ -57,14 +69,18 @@ static void sparse_tile(const Op& op, const Tile& t, int block, int first, int l
     const int channel = op.channels[r];
     float* out = t.out + channel * t.out_plane;
     V c[RY][RX][PARTS];
-    const V start = splat(begins && op.bias ? op.bias[channel] : 0.f);
-    UNROLL
-    for (int y = 0; y < RY; ++y)
+    if (begins) {
+      begin(c, t, t.other ? t.other + channel * t.other_plane : nullptr,
+            op.bias ? op.bias[channel] : 0.f);
+    } else {
       UNROLL
-      for (int x = 0; x < RX; ++x)
+      for (int y = 0; y < RY; ++y)
         UNROLL
-        for (int k = 0; k < PARTS; ++k)
-          c[y][x][k] = begins ? start : load(out + y * t.out_row + x * t.out_column + k * WIDTH);
+        for (int x = 0; x < RX; ++x)
+          UNROLL
+          for (int k = 0; k < PARTS; ++k)
+            c[y][x][k] = load(out + y * t.out_row + x * t.out_column + k * WIDTH);
+    }
     for (; e != end; ++e) {
       const V value = splat(e->value);
       const float* in = t.in + e->offset;
@@ -78,7 +94,7 @@ static void sparse_tile(const Op& op, const Tile& t, int block, int first, int l
       }
     }
     if (ends) {
-      finish(c, t, t.other ? t.other + channel * t.other_plane : nullptr, out, op.activation);
+      finish(c, t, out, op.activation);
       continue;
     }
     UNROLL
@@ -105,6 +121,8 @@ static void dense_tile(const Op& op, const Tile& t, int block, int first, int la
     const int rows = std::min(B, last - r);
     const float* w = op.weights + (int64_t)r * op.n_offsets + (int64_t)k0 * B;
     float* out = t.out + r * t.out_plane;
+    const float* from = !begins ? out : t.other ? t.other + r * t.other_plane : nullptr;
+    const int64_t plane = begins ? t.other_plane : t.out_plane;
     V c[B][RX][PARTS];
     UNROLL
     for (int b = 0; b < B; ++b) {
@@ -113,10 +131,10 @@ static void dense_tile(const Op& op, const Tile& t, int block, int first, int la
       UNROLL
       for (int x = 0; x < RX; ++x)
         UNROLL
-        for (int k = 0; k < PARTS; ++k)
-          c[b][x][k] = begins || !exists
-                           ? start
-                           : load(out + b * t.out_plane + x * t.out_column + k * WIDTH);
+        for (int k = 0; k < PARTS; ++k) {
+          c[b][x][k] = start;
+          if (from && exists) c[b][x][k] += load(from + b * plane + x * t.out_column + k * WIDTH);
+        }
     }
     for (int i = k0; i < k1; ++i, w += B) {
       const float* in = t.in + op.offsets[i];
@@ -143,8 +161,7 @@ static void dense_tile(const Op& op, const Tile& t, int block, int first, int la
         UNROLL
         for (int k = 0; k < PARTS; ++k) one[0][x][k] = c[b][x][k];
       if (ends) {
-        finish(one, t, t.other ? t.other + (r + b) * t.other_plane : nullptr,
-               out + b * t.out_plane, op.activation);
+        finish(one, t, out + b * t.out_plane, op.activation);
         continue;
       }
       UNROLL
