@@ -21,6 +21,8 @@ class Kind(enum.IntEnum):
     MEAN = 8
     POINTWISE = 9
     REGRID = 10
+    SAMPLE = 11
+    JOIN = 12
 
 
 class Activation(enum.IntEnum):

@@ -266,6 +266,24 @@ class Program:
         """The same images in other lanes; from another segment the source must be shared."""
         self.add(Kind.REGRID, buffers={"input": source, "output": target})
 
+    def sample(self, source: Buffer, target: Buffer, step: tuple[int, int]) -> None:
+        """Every step-th pixel of the source, for `join` in a later segment of more images.
+
+        The target is shared and has the layout of what is joined, without a halo; `can_sample` says
+        where this can be done.
+        """
+        self.add(
+            Kind.SAMPLE,
+            buffers={"input": source, "output": target},
+            blocks=target.layout.grid.images // source.layout.grid.images,
+            step_y=step[0],
+            step_x=step[1],
+        )
+
+    def join(self, source: Buffer, target: Buffer, items: int) -> None:
+        """What `sample` took from so many items, as planes."""
+        self.add(Kind.JOIN, buffers={"input": source, "output": target}, blocks=items)
+
     def floats(self, batch: int, threads: int) -> int:
         """What a run needs of working memory, in floats."""
         _, _, own = self._build()

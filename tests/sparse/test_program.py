@@ -14,7 +14,16 @@ from torch.nn import functional
 
 from sparse_transfer.sparse import library
 from sparse_transfer.sparse.abi import Activation
-from sparse_transfer.sparse.layout import GRIDS, Axis, Grid, Layout, cost, forward_halo
+from sparse_transfer.sparse.layout import (
+    GRIDS,
+    Axis,
+    Grid,
+    Halo,
+    Layout,
+    can_sample,
+    cost,
+    forward_halo,
+)
 from sparse_transfer.sparse.packing import Pattern, pack_dense, pack_forward
 from sparse_transfer.sparse.program import Buffer, Program
 
@@ -61,6 +70,32 @@ def test_whole_blocks_are_joined_by_vectors(down):
     program.store(two, 1)
     program.run([images, found], 19)
     assert torch.equal(found, images)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@settings(deadline=None, max_examples=60)
+@given(grids, grids, st.integers(1, 35), st.integers(1, 4), st.integers(1, 4), st.integers(1, 3))
+def test_every_step_th_pixel_of_several_items_is_joined(
+    level, first, second, batch, height, width, step
+):
+    size = height * 4 * first.rows, width * 4 * first.columns
+    small = -(-size[0] // step), -(-size[1] // step)
+    before = laid(3, size, first)
+    between, after = laid(3, small, second), laid(3, small, second).with_halo(Halo(1, 0, 2, 1))
+    if not can_sample(before, between, (step, step)):
+        return
+    images, found = torch.randn(batch, 3, *size), torch.full((batch, 3, *small), 7.0)
+    one, two, three = Buffer(before), Buffer(between, is_shared=True), Buffer(after)
+    program = Program(library.load(level))
+    program.segment(first.images)
+    program.load(0, one)
+    program.sample(one, two, (step, step))
+    program.segment(second.images)
+    program.join(two, three, second.images // first.images)
+    program.store(three, 1)
+    for threads in (1, 3):
+        program.run([images, found.fill_(7.0)], batch, threads)
+        assert torch.equal(found, images[:, :, ::step, ::step])
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -33,13 +33,16 @@ enum Kind : int32_t {
   MEAN,       // in -> out of one position, over all pixels of an image
   POINTWISE,  // out = activation(in * scale + bias + other) * gate
   REGRID,     // in -> out, which cuts the same images into other lanes
+  SAMPLE,     // in -> out: every step-th pixel, without gaps, ready to be joined
+  JOIN,       // in -> out: such pixels of several items into the lanes of one
 };
 
 struct Op {
   int32_t kind, activation;
   Planes in, out, other;  // `other` is absent where it has no channels
   int32_t tensor;         // which tensor is loaded or stored
-  int32_t blocks;         // groups of input channels that are streamed one after the other
+  int32_t blocks;         // groups of input channels that are streamed one after the other;
+                          // SAMPLE, JOIN: items that are joined
   int64_t strides[4];     // of that tensor, in elements: image, channel, row, column
   const Entry* entries;
   const int32_t* pointers;  // SPARSE, GRADIENT: blocks x (n_rows + 1), into entries

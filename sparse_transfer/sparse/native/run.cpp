@@ -73,6 +73,8 @@ void run_chunk(const Op& op, const Place& place, int chunk, int threads) {
     case REGRID:
       if (op.in.item >= 0) in = place.batch + op.in.at;
       return regrid(op, in, out, place.item, place.images, c0, c1);
+    case SAMPLE: return sample(op, in, place.batch + op.out.at, place.item, c0, c1);
+    case JOIN: return join(op, in, out, place.images, c0, c1);
   }
 }
 
