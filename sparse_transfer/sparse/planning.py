@@ -93,6 +93,7 @@ class Planner:
             self.program.segment(images)
             for action in actions:
                 action()
+            actions.clear()  # they hold the planner, and so the dense weights
         return self.program
 
     def _later(self, action: Callable[[], None]) -> None:
@@ -137,8 +138,9 @@ class Planner:
             shape = (origin.shape[0], axes[0].size, axes[1].size)
             made = Buffer(Layout(shape[0], shape[1:], out_block, grid))
             self._values[name] = _Value(shape, None, [(now, made)])
-            segment, first = origin.places[0] if origin.tensor is None else (now, None)
-            if first and segment != now and can_sample(first.layout, made.layout, stride):
+            first = origin.places[0][1] if origin.tensor is None else None
+            is_here = any(at == now and b.layout.grid == grid for at, b in origin.places)
+            if first and not is_here and can_sample(first.layout, made.layout, stride):
                 between = Buffer(made.layout, is_shared=True)
                 items = made.layout.grid.images // first.layout.grid.images
                 origin.after.append(lambda: self.program.sample(first, between, stride))

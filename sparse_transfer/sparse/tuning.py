@@ -68,7 +68,7 @@ class Problem:
     activation: Activation
     has_residual: bool
 
-    @property
+    @cached_property
     def density(self) -> float:
         """Share of the weights that are not zero, (0, 1]."""
         return np.count_nonzero(self.weight) / self.weight.size
