@@ -99,6 +99,7 @@ class Op(ctypes.Structure):
         ("pad_x", c_int32),
         ("gate", c_int32),
         ("fill", c_float),
+        ("follows", c_int32),
     ]
 
 

@@ -65,6 +65,7 @@ class _Operation:
     fields: dict[str, Any]
     buffers: dict[str, Buffer]
     arrays: dict[str, np.ndarray | Tensor]
+    is_pointwise: bool = False
 
 
 @final
@@ -99,15 +100,19 @@ class Program:
         buffers: dict[str, Buffer],
         arrays: dict[str, np.ndarray | Tensor | None] | None = None,
         window: dict[str, int] | None = None,
+        is_pointwise: bool = False,
         **fields: float,
     ) -> None:
-        """Append an operation: its buffers (input, output, other), tables and numbers."""
+        """Append an operation: its buffers (input, output, other), tables and numbers.
+
+        One that is pointwise reads, for an output, nothing but the same position of its inputs.
+        """
         number = len(self._operations)
         for buffer in buffers.values():
             (buffer.whole or buffer).uses.append(number)
         kept = {name: array for name, array in (arrays or {}).items() if array is not None}
         self._operations.append(
-            _Operation({"kind": int(kind), **(window or {}), **fields}, buffers, kept)
+            _Operation({"kind": int(kind), **(window or {}), **fields}, buffers, kept, is_pointwise)
         )
         self._built = None
 
@@ -142,6 +147,7 @@ class Program:
         bias: np.ndarray | None = None,
         residual: Buffer | None = None,
         activation: Activation = Activation.NONE,
+        is_pointwise: bool = False,
     ) -> None:
         """Outputs first + i · out_step, i < count, each from the inputs at i · step.
 
@@ -157,6 +163,7 @@ class Program:
                 "bias": bias,
             },
             activation=int(activation),
+            is_pointwise=is_pointwise,
             n_rows=len(channels),
             blocks=blocks,
             first_y=first[0],
@@ -179,6 +186,7 @@ class Program:
         bias: np.ndarray | None = None,
         residual: Buffer | None = None,
         activation: Activation = Activation.NONE,
+        is_pointwise: bool = False,
     ) -> None:
         """The same with a matrix of `pack_dense`, into all channels of the target."""
         self.add(
@@ -186,6 +194,7 @@ class Program:
             buffers=_with("other", residual, input=source, output=target),
             arrays={"weights": weights, "offsets": offsets, "bias": bias},
             activation=int(activation),
+            is_pointwise=is_pointwise,
             n_rows=target.layout.channels,
             n_offsets=len(offsets),
             blocks=blocks,
@@ -324,7 +333,8 @@ class Program:
                 aligned = torch.from_numpy(permutations).clone()  # torch aligns to 64 bytes
                 operation.arrays |= {"offsets": moves, "permutations": aligned}
                 operation.fields["n_moves"] = len(moves)
-        own = _place({b for b in self._buffers() if not b.is_shared}, self._replaced())
+        buffers = {b for b in self._buffers() if not b.is_shared}
+        own = _place(buffers, self._replaced(buffers), self._take_turns())
         operations = (abi.Op * len(self._operations))()
         for operation, raw in zip(self._operations, operations, strict=True):
             for name, value in operation.fields.items():
@@ -344,7 +354,27 @@ class Program:
         self._built, self._batch = (segments, operations, own), -1
         return self._built
 
-    def _replaced(self) -> dict[Buffer, Buffer]:
+    def _take_turns(self) -> list[int]:
+        """Lets 1 × 1 convolutions take turns, row of tiles by row: what one has written and the
+        next one reads is in the cache then.
+
+        Returns the first of its group for every operation: all of a group run at the same time.
+        """
+        begins = {first for first, _ in self._segments}
+        groups: list[int] = []
+        for number, operation in enumerate(self._operations):
+            group = self._operations[groups[-1] if groups else 0 : number + 1]
+            follows = (
+                number > 0
+                and number not in begins
+                and all(other.is_pointwise for other in group)
+                and len({other.fields["count_y"] for other in group}) == 1
+            )
+            operation.fields["follows"] = int(follows)
+            groups.append(groups[-1] if follows else number)
+        return groups
+
+    def _replaced(self, buffers: set[Buffer]) -> dict[Buffer, Buffer]:
         """Outputs that may lie where the value that is added to them lies: nobody reads it after.
 
         Lines that were just read are in the cache, and less memory is touched.
@@ -354,12 +384,11 @@ class Program:
             other, output = (operation.buffers.get(name) for name in ("other", "output"))
             if (
                 operation.fields["kind"] in (Kind.SPARSE, Kind.DENSE)
-                and other is not None
-                and output is not None
+                and other in buffers
+                and output in buffers
                 and other is not operation.buffers["input"]
                 and other.layout == output.layout
                 and (other.uses[-1], output.uses[0]) == (number, number)
-                and not any(b.is_shared or b.whole for b in (other, output))
             ):
                 found[output] = other
         return found
@@ -399,11 +428,12 @@ def _window(tile: tuple[int, int], step: tuple[int, int], count: tuple[int, int]
     }
 
 
-def _place(buffers: set[Buffer], replaced: dict[Buffer, Buffer]) -> int:
+def _place(buffers: set[Buffer], replaced: dict[Buffer, Buffer], moments: Sequence[int]) -> int:
     """Give every buffer a place that nobody else uses at the time; returns the floats needed.
 
     Args:
         replaced: buffers that take the place of another one.
+        moments: when each operation runs.
     """
     placed: dict[Buffer, int] = {}  # with the last use of its place
     total = 0
@@ -415,11 +445,11 @@ def _place(buffers: set[Buffer], replaced: dict[Buffer, Buffer]) -> int:
         last = buffer
         while last in after:
             last = after[last]
-        begin, end = buffer.uses[0], last.uses[-1]
+        begin, end = moments[buffer.uses[0]], moments[last.uses[-1]]
         taken = sorted(
             (other.at, other.at + other.layout.floats)
             for other, other_end in placed.items()
-            if other.uses[0] <= end and begin <= other_end
+            if moments[other.uses[0]] <= end and begin <= other_end
         )
         at = 0
         for low, high in taken:

@@ -201,7 +201,15 @@ def emit(
 ) -> None:
     """Append a convolution to a program, as it was chosen."""
     step = (problem.axes[0].stride, problem.axes[1].stride)
-    more = {"bias": bias, "residual": residual, "activation": problem.activation}
+    is_pointwise = all(
+        (axis.kernel, axis.stride, axis.before, axis.after) == (1, 1, 0, 0) for axis in problem.axes
+    )
+    more = {
+        "bias": bias,
+        "residual": residual,
+        "activation": problem.activation,
+        "is_pointwise": is_pointwise,
+    }
     if choice.kind == "dense":
         weights, offsets = pack_dense(
             problem.weight, problem.axes, source.layout, program.library.dense_rows

@@ -265,6 +265,39 @@ def test_a_sum_takes_the_place_of_what_nobody_reads_after_it(level, is_read_late
     assert torch.equal(kept, other if is_read_later else torch.zeros_like(other))
 
 
+@pytest.mark.parametrize("level", LEVELS)
+def test_pointwise_convolutions_take_turns(level):
+    """With tiles of different heights; the second sum takes the first one's place."""
+    lib, axes = library.load(level), (Axis(20), Axis(8))
+    layout = laid(6, (20, 8), Grid(1, 4, 4))
+    weights = [torch.randn(6, 6, 1, 1) * (torch.rand(6, 6, 1, 1) < 0.5) for _ in range(3)]
+    images, found = torch.randn(5, 6, 20, 8), torch.zeros(5, 6, 20, 8)
+    source, first, second, third = (Buffer(layout) for _ in range(4))
+    program = Program(lib)
+    program.segment(1)
+    program.load(0, source)
+    for weight, into, out, residual, tile in (
+        (weights[0], source, first, None, (2, 1)),
+        (weights[1], source, second, first, (3, 1)),
+        (weights[2], second, third, None, (1, 2)),
+    ):
+        kept = weight.numpy() != 0
+        packed = pack_forward(Pattern.of(kept, 1), weight.numpy()[kept], axes, layout, 2)
+        program.sparse(
+            packed, into, out, tile=tile, blocks=2, channels=np.arange(6, dtype=np.int32),
+            step=(1, 1), count=(5, 2), residual=residual, is_pointwise=True,
+        )  # fmt: skip
+    program.store(third, 1)
+    program.run([images, found], 5, 1)
+    assert first.at == second.at and len({source.at, first.at, third.at}) == 3
+    one, two, three = (functional.conv2d(images, weights[0]), weights[1], weights[2])
+    expected = functional.conv2d(functional.conv2d(images, two) + one, three)
+    torch.testing.assert_close(found, expected)
+    shared = torch.zeros_like(found)
+    program.run([images, shared], 5, 3)
+    assert torch.equal(shared, found)
+
+
 def test_costs_follow_idle_lanes_and_small_blocks():
     seven = (Axis(7), Axis(7))
     assert cost(seven, Grid(16, 1, 1), 16) == pytest.approx(1 + 3 / 16)

@@ -62,6 +62,7 @@ struct Op {
   int32_t kernel_y, kernel_x, pad_y, pad_x;        // pools
   int32_t gate;  // POINTWISE: whether `other` is a gate of one position, which multiplies
   float fill;    // HALO: what lies outside the image
+  int32_t follows;  // whether a row needs no more than the rows so far of the operation before
 };
 
 struct Segment {  // operations that run one after the other for one item: `images` images

@@ -1,6 +1,8 @@
 // The plain C interface: run a program, and what this library is made for.
 #include <omp.h>
 #include <pthread.h>
+
+#include <vector>
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -78,6 +80,30 @@ void run_chunk(const Op& op, const Place& place, int chunk, int threads) {
   }
 }
 
+// At least `rows` rows of outputs, counted in rows of tiles by `done`; those before are done first
+// as far as they are needed. What an operation has just written is read from the nearest cache.
+void advance(const Op* op, int* done, const Place& place, int rows) {
+  const int across = pieces(op->count_x, op->tile_width);
+  const int down = pieces(op->count_y, op->tile_height);
+  for (; op->count_y * *done / down < rows; ++*done) {
+    if (op->follows) advance(op - 1, done - 1, place, op->count_y * (*done + 1) / down);
+    for (int j = 0; j < across; ++j) run_chunk(*op, place, *done * across + j, 1);
+  }
+}
+
+// Operations [first, first + count) by one thread; those that follow one another take turns.
+void run_alone(const Op* ops, int first, int count, const Place& place) {
+  for (int i = first, next; i < first + count; i = next) {
+    for (next = i + 1; next < first + count && ops[next].follows;) ++next;
+    if (next == i + 1) {
+      for (int c = 0, n = chunks(ops[i], 1); c < n; ++c) run_chunk(ops[i], place, c, 1);
+    } else {
+      std::vector<int> done(next - i);
+      advance(ops + next - 1, &done.back(), place, ops[next - 1].count_y);
+    }
+  }
+}
+
 Place place_of(const Segment& s, int64_t item, int64_t batch, float* own, float* shared,
                void* const* tensors) {
   return {own, shared, tensors, item, std::min<int64_t>(s.images, batch - item * s.images)};
@@ -103,8 +129,7 @@ EXPORT void sparse_run(const Segment* segments, int32_t n_segments, const Op* op
 #pragma omp for schedule(dynamic, 1)
       for (int64_t item = 0; item < alone; ++item) {
         const Place place = place_of(segment, item, batch, arena, shared, tensors);
-        for (int i = segment.first; i < segment.first + segment.count; ++i)
-          for (int c = 0, n = chunks(ops[i], 1); c < n; ++c) run_chunk(ops[i], place, c, 1);
+        run_alone(ops, segment.first, segment.count, place);
       }
       for (int64_t item = alone; item < items; ++item) {
         const Place place = place_of(segment, item, batch, own, shared, tensors);
