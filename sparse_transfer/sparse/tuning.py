@@ -24,6 +24,8 @@ from sparse_transfer.sparse.packing import Pattern, pack_dense, pack_forward
 from sparse_transfer.sparse.program import Buffer, Program
 
 CACHES = (24 * 1024, 48 * 1024, 2**30)  # bytes that the inputs of a tile may take
+TALL = 3  # tiles of the largest that are tried
+TRIED = 2  # which candidates there are; counted up, what was chosen among others is forgotten
 REPEATS = 3
 DENSEST = 0.7  # above this density the sparse kernel is not tried
 
@@ -165,7 +167,9 @@ class Tuner:
         reach = tuple(axis.dilation * (axis.kernel - 1) for axis in problem.axes)
         reach = (reach[0], reach[1])
         if problem.density <= DENSEST or problem.groups > 1:
-            for tile in tiling.tiles(self.library, problem.target.block, step[1])[:3]:
+            tiles = tiling.tiles(self.library, problem.target.block, step[1])
+            flat = next(tile for tile in tiles if tile[0] == 1)  # more channels stay in the cache
+            for tile in dict.fromkeys((*tiles[:TALL], flat)):
                 each = {tiling.blocks(problem.source, tile, step, reach, c) for c in CACHES}
                 for blocks in {1} if problem.groups == problem.source.channels else each:
                     yield Choice("sparse", tile, blocks)
@@ -238,7 +242,8 @@ def cache_file() -> Path:
     """Where the measurements of this CPU are kept: SPARSE_TRANSFER_CACHE, else the user's cache."""
     place = os.environ.get("SPARSE_TRANSFER_CACHE")
     folder = Path(place) if place else Path.home() / ".cache" / "sparse-transfer"
-    return folder / f"sparse-kernels-{store.digest([cpu_name(), torch.__version__])[:16]}.json"
+    known = store.digest([cpu_name(), torch.__version__, TRIED])[:16]
+    return folder / f"sparse-kernels-{known}.json"
 
 
 def _guess(library: Library, problem: Problem) -> Choice:
