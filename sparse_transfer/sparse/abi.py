@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
-from ctypes import c_float, c_int32, c_int64, c_void_p
+from ctypes import c_double, c_float, c_int32, c_int64, c_uint16, c_void_p
 
 
 class Kind(enum.IntEnum):
@@ -21,8 +21,17 @@ class Kind(enum.IntEnum):
     MEAN = 8
     POINTWISE = 9
     REGRID = 10
-    SAMPLE = 11
-    JOIN = 12
+    SUMS = 11
+    NORM = 12
+    GRADIENT_SUMS = 13
+    FINISH_NORM_GRADIENT = 14
+    NORM_GRADIENT = 15
+    LARGEST_TAP = 16
+    POOL_GRADIENT = 17
+    WRITE_VALUES = 18
+    COLLECT_GRADIENT = 19
+    SAMPLE = 20
+    JOIN = 21
 
 
 class Activation(enum.IntEnum):
@@ -55,7 +64,20 @@ class Planes(ctypes.Structure):
         ("images", c_int32),
         ("rows", c_int32),
         ("columns", c_int32),
+        ("is_saved", c_int32),
     ]
+
+
+class Entry(ctypes.Structure):
+    """A weight that is not zero, and where its input lies."""
+
+    _fields_ = [("value", c_float), ("offset", c_int32)]
+
+
+class Pair(ctypes.Structure):
+    """Two of them in bfloat16, which are multiplied at once."""
+
+    _fields_ = [("values", c_uint16 * 2), ("offsets", c_int32 * 2)]
 
 
 class Op(ctypes.Structure):
@@ -99,6 +121,14 @@ class Op(ctypes.Structure):
         ("pad_x", c_int32),
         ("gate", c_int32),
         ("fill", c_float),
+        ("is_frozen", c_int32),
+        ("epsilon", c_double),
+        ("sums", c_void_p),
+        ("sums_stride", c_int64),
+        ("state", c_void_p),
+        ("order", c_void_p),
+        ("n_entries", c_int32),
+        ("n_copies", c_int32),
         ("follows", c_int32),
     ]
 

@@ -10,14 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sparse_transfer.errors import UserError
-from sparse_transfer.sparse import library, tiling
-from sparse_transfer.sparse.layout import Axis, Grid, Halo, Layout, forward_halo, grid_for
-from sparse_transfer.sparse.packing import Packed, Pattern, pack_backward, pack_forward
+from sparse_transfer.sparse import emission, library
+from sparse_transfer.sparse.layout import Axis, Grid, Layout, forward_halo, grid_for
+from sparse_transfer.sparse.packing import Packed, Pattern
 from sparse_transfer.sparse.program import Buffer, Program
 
 PLANS = 8  # sizes of images whose programs a layer keeps
@@ -48,7 +47,9 @@ class SparseConvolution:
         stride, padding, dilation: for y and x; padding counts on both sides.
         groups: of channels.
         kept: bool of the weight's shape; what is not zero if None. Values that are kept may be 0.
-        level: of instructions, see `library.LEVELS`; the best if None.
+        level: of instructions, see `library.LEVELS`; the best of float32 if None. `library.BF16`
+            rounds weights, inputs and outputs to bfloat16 (sums are float32, relative error about
+            2e-3), takes and returns float32, and has no gradients.
 
     Raises:
         UserError: the kernels were not compiled; a tensor or number does not fit.
@@ -96,6 +97,8 @@ class SparseConvolution:
         """Replace the non-zeros; `values` (non-zeros,) float32."""
         check(values, "values", (len(self._values),))
         self._values = values.detach().contiguous().numpy().copy()
+        if self.library.terms == 2:
+            self._plans.clear()
         for plan in self._plans.values():
             for packed in plan.packed:
                 packed.write(self._values)
@@ -174,7 +177,7 @@ class SparseConvolution:
         batch: int,
         *more: int,
     ) -> _Plan:
-        grid = grid_for(axes, max(batch, 1))
+        grid = grid_for(axes, max(batch, 1), self.library.lanes)
         key = (name, axes, grid, *more)
         if key not in self._plans:
             if len(self._plans) >= 3 * PLANS:
@@ -196,60 +199,21 @@ class SparseConvolution:
         images, output = Buffer(source.with_halo(forward_halo(axes, grid))), Buffer(target)
         program.load(0, images)
         program.halo(images)
-        tile, blocks = self._cut(images.layout, target.block, axes)
-        packed = pack_forward(self.pattern, self._values, axes, images.layout, blocks)
-        program.sparse(
-            packed,
-            images,
-            output,
-            tile=tile,
-            blocks=blocks,
-            channels=np.arange(target.channels, dtype=np.int32),
-            step=(axes[0].stride, axes[1].stride),
-            count=target.block,
-        )
+        packed = emission.convolve(program, self.pattern, self._values, axes, images, output)
         program.store(output, 1)
         return _Plan(program, (packed,))
 
     def _input_plan(self, axes: tuple[Axis, Axis], grid: Grid) -> _Plan:
         source, target = self._layouts(axes, grid)
-        y, x = axes
-        (top, bottom), (left, right) = y.backward_halo(grid.rows), x.backward_halo(grid.columns)
         program = Program(self.library)
         program.segment(grid.images)
-        gradient, output = Buffer(target.with_halo(Halo(top, left, bottom, right))), Buffer(source)
+        halo = emission.backward_halo(axes, grid)
+        gradient, output = Buffer(target.with_halo(halo)), Buffer(source)
         program.load(0, gradient)
         program.halo(gradient)
-        matrices = []
-        for phase_y in y.phases():
-            for phase_x in x.phases():
-                first = (phase_y[0], phase_x[0])
-                count = (
-                    -(-(source.block[0] - first[0]) // y.stride),
-                    -(-(source.block[1] - first[1]) // x.stride),
-                )
-                if min(count) < 1:
-                    continue
-                tile = tiling.tiles(self.library, count, 1)[0]
-                reach = (top + bottom, left + right)
-                blocks = tiling.blocks(gradient.layout, tile, (1, 1), reach)
-                matrices.append(
-                    pack_backward(
-                        self.pattern, self._values, (phase_y, phase_x), gradient.layout, blocks
-                    )
-                )
-                program.sparse(
-                    matrices[-1],
-                    gradient,
-                    output,
-                    tile=tile,
-                    blocks=blocks,
-                    channels=np.arange(source.channels, dtype=np.int32),
-                    step=(1, 1),
-                    count=count,
-                    first=first,
-                    out_step=(y.stride, x.stride),
-                )
+        matrices = emission.input_gradient(
+            program, self.pattern, self._values, axes, gradient, output
+        )
         program.store(output, 1)
         return _Plan(program, tuple(matrices))
 
@@ -261,42 +225,23 @@ class SparseConvolution:
         program.load(0, images)
         program.halo(images)
         program.load(1, gradient)
-        width = min(target.block[1], self.library.max_width)
-        tile = (1, -(-target.block[1] // -(-target.block[1] // width)))
-        _, blocks = self._cut(images.layout, target.block, axes, tile)
-        packed = pack_forward(self.pattern, self._values, axes, images.layout, blocks)
         room = -(-max(len(self._values), 1) // 16) * 16  # threads do not share a cache line
         sums = torch.zeros(threads, room)
-        program.gradient(
-            packed,
-            images,
-            gradient,
-            sums,
-            tile=tile,
-            blocks=blocks,
-            channels=np.arange(target.channels, dtype=np.int32),
-            step=(axes[0].stride, axes[1].stride),
+        packed = emission.value_gradient(
+            program, self.pattern, self._values, axes, images, gradient, sums
         )
         return _Plan(program, (packed,), sums[:, : len(self._values)])
-
-    def _cut(
-        self,
-        source: Layout,
-        count: tuple[int, int],
-        axes: tuple[Axis, Axis],
-        tile: tuple[int, int] | None = None,
-    ) -> tuple[tuple[int, int], int]:
-        step = (axes[0].stride, axes[1].stride)
-        tile = tile or tiling.tiles(self.library, count, step[1])[0]
-        if self.pattern.groups == self.pattern.channels:
-            return tile, 1  # every row reads one channel
-        reach = tuple(axis.dilation * (axis.kernel - 1) for axis in axes)
-        return tile, tiling.blocks(source, tile, step, (reach[0], reach[1]))
 
     def _check_images(self, images: Tensor) -> None:
         check(images, "images", (None, self.pattern.channels, None, None))
 
     def _check_gradient(self, gradient: Tensor, image_size: tuple[int, int]) -> tuple[Axis, Axis]:
+        if self.library.dtype != torch.float32:
+            raise UserError(
+                f"A layer of the level {self.library.level} has no gradients.",
+                f"It computes in {self.library.dtype}, for inference.",
+                f"Make it with level={library.best_level()!r} to train it.",
+            )
         axes = self.axes(*image_size)
         shape = (None, self.pattern.shape[0], axes[0].output, axes[1].output)
         check(gradient, "gradient", shape)

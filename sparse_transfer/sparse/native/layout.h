@@ -12,6 +12,8 @@ static inline int64_t position(const Planes& p, int c, int y, int x) {
   return (int64_t)c * p.size + (int64_t)(p.top + y) * p.pitch + p.left + x;
 }
 
+constexpr int PER_FLOAT = sizeof(float) / sizeof(Element);  // arenas are measured in floats
+
 struct Lane {
   int image, y, x;
 };
@@ -43,12 +45,12 @@ typedef float Loose __attribute__((vector_size(64), aligned(4), may_alias));
 #endif
 
 // Channels [c0, c1) of the item's images; lanes outside the batch or the image become zero.
-static void load_planes(const Op& op, const float* tensor, float* out, int images, int c0, int c1) {
+static void load_planes(const Op& op, const float* tensor, Element* out, int images, int c0, int c1) {
   const Planes& p = op.out;
   const int64_t* s = op.strides;
   for (int c = c0; c < c1; ++c)
     for (int y = 0; y < p.height; ++y) {
-      float* row = out + position(p, c, y, 0) * LANES;
+      Element* row = out + position(p, c, y, 0) * LANES;
       const float* source[LANES];
       int width[LANES];  // pixels that exist
       for (int l = 0; l < LANES; ++l) {
@@ -61,35 +63,37 @@ static void load_planes(const Op& op, const float* tensor, float* out, int image
       }
 #if defined(__AVX512F__)
       if (s[3] == 1) {
-        for (int x = 0; x < p.width; x += 16) {
-          V v[16] = {};
-          for (int l = 0; l < 16; ++l) {
-            const int count = std::min(16, width[l] - x);
-            if (count == 16)
-              v[l] = *reinterpret_cast<const Loose*>(source[l] + x);
-            else if (count > 0)
-              std::memcpy(&v[l], source[l] + x, count * sizeof(float));
+        for (int first = 0; first < LANES; first += 16)
+          for (int x = 0; x < p.width; x += 16) {
+            V v[16] = {};
+            for (int l = 0; l < 16; ++l) {
+              const int count = std::min(16, width[first + l] - x);
+              if (count == 16)
+                v[l] = *reinterpret_cast<const Loose*>(source[first + l] + x);
+              else if (count > 0)
+                std::memcpy(&v[l], source[first + l] + x, count * sizeof(float));
+            }
+            transpose(v);
+            for (int i = 0; i < std::min(16, p.width - x); ++i)
+              store(row + (x + i) * LANES + first, v[i]);
           }
-          transpose(v);
-          for (int i = 0; i < std::min(16, p.width - x); ++i) store(row + (x + i) * LANES, v[i]);
-        }
         continue;
       }
 #endif
       for (int l = 0; l < LANES; ++l) {
         int i = 0;
-        for (; i < width[l]; ++i) row[i * LANES + l] = source[l][i * s[3]];
-        for (; i < p.width; ++i) row[i * LANES + l] = 0.f;
+        for (; i < width[l]; ++i) row[i * LANES + l] = element(source[l][i * s[3]]);
+        for (; i < p.width; ++i) row[i * LANES + l] = 0;
       }
     }
 }
 
-static void store_planes(const Op& op, const float* in, float* tensor, int images, int c0, int c1) {
+static void store_planes(const Op& op, const Element* in, float* tensor, int images, int c0, int c1) {
   const Planes& p = op.in;
   const int64_t* s = op.strides;
   for (int c = c0; c < c1; ++c)
     for (int y = 0; y < p.height; ++y) {
-      const float* row = in + position(p, c, y, 0) * LANES;
+      const Element* row = in + position(p, c, y, 0) * LANES;
       float* to[LANES];
       int width[LANES];
       for (int l = 0; l < LANES; ++l) {
@@ -102,62 +106,56 @@ static void store_planes(const Op& op, const float* in, float* tensor, int image
       }
 #if defined(__AVX512F__)
       if (s[3] == 1) {
-        for (int x = 0; x < p.width; x += 16) {
-          V v[16] = {};
-          for (int i = 0; i < std::min(16, p.width - x); ++i) v[i] = load(row + (x + i) * LANES);
-          transpose(v);
-          for (int l = 0; l < 16; ++l) {
-            const int count = std::min(16, width[l] - x);
-            if (count == 16)
-              *reinterpret_cast<Loose*>(to[l] + x) = v[l];
-            else if (count > 0)
-              std::memcpy(to[l] + x, &v[l], count * sizeof(float));
+        for (int first = 0; first < LANES; first += 16)
+          for (int x = 0; x < p.width; x += 16) {
+            V v[16] = {};
+            for (int i = 0; i < std::min(16, p.width - x); ++i)
+              v[i] = load(row + (x + i) * LANES + first);
+            transpose(v);
+            for (int l = 0; l < 16; ++l) {
+              const int count = std::min(16, width[first + l] - x);
+              if (count == 16)
+                *reinterpret_cast<Loose*>(to[first + l] + x) = v[l];
+              else if (count > 0)
+                std::memcpy(to[first + l] + x, &v[l], count * sizeof(float));
+            }
           }
-        }
         continue;
       }
 #endif
       for (int l = 0; l < LANES; ++l)
-        for (int x = 0; x < width[l]; ++x) to[l][x * s[3]] = row[x * LANES + l];
+        for (int x = 0; x < width[l]; ++x) to[l][x * s[3]] = number(row[x * LANES + l]);
     }
 }
 
-static inline void permute(const float* from, float* to, const int32_t* lanes, float fill) {
-  float result[LANES];  // from and to may be the same
-  for (int l = 0; l < LANES; ++l) result[l] = lanes[l] < 0 ? fill : from[lanes[l]];
-  std::memcpy(to, result, sizeof result);
-}
-
+static void fill_halo(const Op& op, Element* in, int c0, int c1) {
+  const Element fill = element(op.fill);
+  for (int c = c0; c < c1; ++c) {
+    Element* plane = in + (int64_t)c * op.in.size * LANES;
+    for (int m = 0; m < op.n_moves; ++m) {
+      const int32_t* move = op.offsets + 3 * m;
+      const Element* from = plane + (int64_t)move[0] * LANES;
+      Element* to = plane + (int64_t)move[1] * LANES;
+      const Index* lanes = static_cast<const Index*>(op.permutations) + move[2] * LANES;
 #if defined(__AVX512F__) && !defined(__clang__)
-static void fill_halo(const Op& op, float* in, int c0, int c1) {
-  const V fill = splat(op.fill);
-  for (int c = c0; c < c1; ++c) {
-    float* plane = in + (int64_t)c * op.in.size * LANES;
-    for (int m = 0; m < op.n_moves; ++m) {
-      const int32_t* move = op.offsets + 3 * m;
-      const I lanes = *reinterpret_cast<const I*>(op.permutations + move[2] * LANES);
-      const V taken = __builtin_shuffle(load(plane + (int64_t)move[0] * LANES), lanes & 15);
-      store(plane + (int64_t)move[1] * LANES, lanes < 0 ? fill : taken);
-    }
-  }
-}
+      const Line take = *reinterpret_cast<const Line*>(lanes);
+      Index bits;
+      std::memcpy(&bits, &fill, sizeof bits);
+      const Line taken = __builtin_shuffle(*reinterpret_cast<const Line*>(from), take & (LANES - 1));
+      *reinterpret_cast<Line*>(to) = take < 0 ? bits - Line{} : taken;
 #else
-static void fill_halo(const Op& op, float* in, int c0, int c1) {
-  for (int c = c0; c < c1; ++c) {
-    float* plane = in + (int64_t)c * op.in.size * LANES;
-    for (int m = 0; m < op.n_moves; ++m) {
-      const int32_t* move = op.offsets + 3 * m;
-      permute(plane + (int64_t)move[0] * LANES, plane + (int64_t)move[1] * LANES,
-              op.permutations + move[2] * LANES, op.fill);
+      Element result[LANES];  // from and to may be the same
+      for (int l = 0; l < LANES; ++l) result[l] = lanes[l] < 0 ? fill : from[lanes[l]];
+      std::memcpy(to, result, sizeof result);
+#endif
     }
   }
 }
-#endif
 
 #if defined(__AVX512F__) && !defined(__clang__)
 // Where a block of the destination is a grid of whole blocks of the source, and an item has the
 // images of whole items: all lanes of a vector come from the same place of a few vectors.
-static bool regrid_blocks(const Op& op, const float* in, float* out, int item, int images, int c0,
+static bool regrid_blocks(const Op& op, const Element* in, Element* out, int item, int images, int c0,
                           int c1) {
   const Planes &from = op.in, &to = op.out;
   const int down = to.height / from.height, across = to.width / from.width;
@@ -165,7 +163,7 @@ static bool regrid_blocks(const Op& op, const float* in, float* out, int item, i
   if (from.item < 0 || to.height % from.height || to.width % from.width ||
       to.images % from.images || from.rows != to.rows * down || from.columns != to.columns * across)
     return false;
-  alignas(64) int32_t lanes[LANES][LANES], of_source[LANES];
+  alignas(64) Index lanes[LANES][LANES], of_source[LANES];
   for (int l = 0; l < LANES; ++l) {
     const int image = l / (to.rows * to.columns), block = l % (to.rows * to.columns);
     of_source[l] = image / from.images;
@@ -173,43 +171,44 @@ static bool regrid_blocks(const Op& op, const float* in, float* out, int item, i
       lanes[q][l] = (image % from.images * from.rows + block / to.columns * down + q / across) *
                         from.columns + block % to.columns * across + q % across;
   }
-  const I owner = *reinterpret_cast<const I*>(of_source);
+  const Line owner = *reinterpret_cast<const Line*>(of_source);
   const int exist = std::min(sources, (images + from.images - 1) / from.images);
-  in += (int64_t)item * sources * from.item;
+  in += (int64_t)item * sources * from.item * PER_FLOAT;
   for (int c = c0; c < c1; ++c)
     for (int y = 0; y < from.height; ++y)
       for (int x = 0; x < from.width; ++x) {
-        V v[LANES] = {};
+        Line v[LANES] = {};
         for (int s = 0; s < exist; ++s)
-          v[s] = load(in + s * from.item + position(from, c, y, x) * LANES);
+          v[s] = *reinterpret_cast<const Line*>(in + s * from.item * PER_FLOAT +
+                                                position(from, c, y, x) * LANES);
         for (int q = 0; q < down * across; ++q) {
-          const I take = *reinterpret_cast<const I*>(lanes[q]);
-          V result = {};
+          const Line take = *reinterpret_cast<const Line*>(lanes[q]);
+          Line result = {};
           for (int s = 0; s < exist; ++s)
-            result = owner == s ? __builtin_shuffle(v[s], take) : result;
-          store(out + position(to, c, q / across * from.height + y, q % across * from.width + x) *
-                          LANES, result);
+            result = owner == (Index)s ? __builtin_shuffle(v[s], take) : result;
+          *reinterpret_cast<Line*>(out + LANES * position(to, c, q / across * from.height + y,
+                                                          q % across * from.width + x)) = result;
         }
       }
   return true;
 }
 #else
-static bool regrid_blocks(const Op&, const float*, float*, int, int, int, int) { return false; }
+static bool regrid_blocks(const Op&, const Element*, Element*, int, int, int, int) { return false; }
 #endif
 
 // A grid of whole blocks of the source becomes a block of the destination, of which every step-th
 // pixel is kept. An item of the source has N lanes of the destination's, and they are written
-// without gaps: N floats for each position, one item after the other. `join` makes vectors of them.
+// without gaps: N elements for each position, one item after the other. `join` makes vectors of them.
 template <int N>
-static void sample_lanes(const Op& op, const float* in, float* out, int64_t item, int c0, int c1) {
+static void sample_lanes(const Op& op, const Element* in, Element* out, int64_t item, int c0, int c1) {
   const Planes &from = op.in, &to = op.out;
   const int down = to.height * op.step_y / from.height, across = to.width * op.step_x / from.width;
   const int64_t positions = (int64_t)to.height * to.pitch;
   const int sources = LANES / N;
-  out += item / sources * to.item + item % sources * positions * N;
+  out += item / sources * to.item * PER_FLOAT + item % sources * positions * N;
   for (int q = 0; q < down * across; ++q) {
     const int q_y = q / across, q_x = q % across;
-    alignas(64) int32_t lanes[LANES] = {};
+    alignas(64) Index lanes[LANES] = {};
     for (int l = 0; l < N; ++l) {
       const int image = l / (to.rows * to.columns), block = l % (to.rows * to.columns);
       lanes[l] = (image * from.rows + block / to.columns * down + q_y) * from.columns +
@@ -219,13 +218,14 @@ static void sample_lanes(const Op& op, const float* in, float* out, int64_t item
     const int x0 = (q_x * from.width + op.step_x - 1) / op.step_x;
     for (int y = y0; y * op.step_y < (q_y + 1) * from.height; ++y)
       for (int c = c0; c < c1; ++c) {
-        const float* at = in + position(from, c, y * op.step_y - q_y * from.height,
+        const Element* at = in + position(from, c, y * op.step_y - q_y * from.height,
                                         x0 * op.step_x - q_x * from.width) * LANES;
-        float* row = out + position(to, c, y, x0) * N;
+        Element* row = out + position(to, c, y, x0) * N;
         for (int x = x0; x * op.step_x < (q_x + 1) * from.width; ++x) {
 #if defined(__AVX512F__) && !defined(__clang__)
-          const V taken = __builtin_shuffle(load(at), *reinterpret_cast<const I*>(lanes));
-          std::memcpy(row, &taken, N * sizeof(float));
+          const Line taken = __builtin_shuffle(*reinterpret_cast<const Line*>(at),
+                                               *reinterpret_cast<const Line*>(lanes));
+          std::memcpy(row, &taken, N * sizeof(Element));
 #else
           for (int l = 0; l < N; ++l) row[l] = at[lanes[l]];
 #endif
@@ -238,74 +238,73 @@ static void sample_lanes(const Op& op, const float* in, float* out, int64_t item
 
 // Lanes of images that do not exist become zero.
 template <int N>
-static void join_lanes(const Op& op, const float* in, float* out, int images, int c0, int c1) {
+static void join_lanes(const Op& op, const Element* in, Element* out, int images, int c0, int c1) {
   const Planes &from = op.in, &to = op.out;
   const int64_t positions = (int64_t)from.height * from.pitch;
   const int sources = LANES / N, each = to.images / sources;
   const int exist = (images + each - 1) / each;
   for (int y = 0; y < to.height; ++y)
     for (int c = c0; c < c1; ++c) {
-      const float* at = in + position(from, c, y, 0) * N;
-      float* row = out + position(to, c, y, 0) * LANES;
+      const Element* at = in + position(from, c, y, 0) * N;
+      Element* row = out + position(to, c, y, 0) * LANES;
       for (int x = 0; x < to.width; ++x, at += N, row += LANES)
         for (int s = 0; s < sources; ++s) {
           if (s < exist)
-            std::memcpy(row + s * N, at + s * positions * N, N * sizeof(float));
+            std::memcpy(row + s * N, at + s * positions * N, N * sizeof(Element));
           else
-            std::memset(row + s * N, 0, N * sizeof(float));
+            std::memset(row + s * N, 0, N * sizeof(Element));
         }
     }
 }
 
-static void sample(const Op& op, const float* in, float* out, int64_t item, int c0, int c1) {
-  switch (op.blocks) {
-    case 2: return sample_lanes<8>(op, in, out, item, c0, c1);
-    case 4: return sample_lanes<4>(op, in, out, item, c0, c1);
-    case 8: return sample_lanes<2>(op, in, out, item, c0, c1);
-    case 16: return sample_lanes<1>(op, in, out, item, c0, c1);
-  }
+template <int N>
+static void sample(const Op& op, const Element* in, Element* out, int64_t item, int c0, int c1) {
+  if (op.blocks * N == LANES)
+    sample_lanes<N>(op, in, out, item, c0, c1);
+  else if constexpr (N > 1)
+    sample<N / 2>(op, in, out, item, c0, c1);
 }
-static void join(const Op& op, const float* in, float* out, int images, int c0, int c1) {
-  switch (op.blocks) {
-    case 2: return join_lanes<8>(op, in, out, images, c0, c1);
-    case 4: return join_lanes<4>(op, in, out, images, c0, c1);
-    case 8: return join_lanes<2>(op, in, out, images, c0, c1);
-    case 16: return join_lanes<1>(op, in, out, images, c0, c1);
-  }
+template <int N>
+static void join(const Op& op, const Element* in, Element* out, int images, int c0, int c1) {
+  if (op.blocks * N == LANES)
+    join_lanes<N>(op, in, out, images, c0, c1);
+  else if constexpr (N > 1)
+    join<N / 2>(op, in, out, images, c0, c1);
 }
 
 // `in` is the first item of the source; with another number of images per item it must lie in the
 // arena of the batch. `item` counts items of the destination, `images` those of them that exist.
-static void regrid(const Op& op, const float* in, float* out, int item, int images, int c0, int c1) {
+static void regrid(const Op& op, const Element* in, Element* out, int item, int images, int c0,
+                   int c1) {
   if (regrid_blocks(op, in, out, item, images, c0, c1)) return;
   const Planes &from = op.in, &to = op.out;
   for (int l = 0; l < LANES; ++l) {
     const Lane lane = lane_of(to, l);
     const int image = item * to.images + lane.image;
-    const float* source = in;
+    const Element* source = in;
     int first = lane.image * from.rows * from.columns;
     if (from.item >= 0) {
-      source += image / from.images * from.item;
+      source += image / from.images * from.item * PER_FLOAT;
       first = image % from.images * from.rows * from.columns;
     }
     const int height = lane.image < images ? std::clamp(to.image_height - lane.y, 0, (int)to.height) : 0;
     const int width = std::clamp(to.image_width - lane.x, 0, (int)to.width);
     for (int c = c0; c < c1; ++c)
       for (int y = 0; y < to.height; ++y) {
-        float* row = out + position(to, c, y, 0) * LANES + l;
+        Element* row = out + position(to, c, y, 0) * LANES + l;
         int x = 0;
         if (y < height) {
           const int block_y = (lane.y + y) / from.height;
           while (x < width) {
             const int block_x = (lane.x + x) / from.width, inside = (lane.x + x) % from.width;
             const int run = std::min(width - x, from.width - inside);
-            const float* at = source + first + block_y * from.columns + block_x +
+            const Element* at = source + first + block_y * from.columns + block_x +
                               position(from, c, (lane.y + y) % from.height, inside) * LANES;
             for (int i = 0; i < run; ++i) row[(x + i) * LANES] = at[i * LANES];
             x += run;
           }
         }
-        for (; x < to.width; ++x) row[x * LANES] = 0.f;
+        for (; x < to.width; ++x) row[x * LANES] = 0;
       }
   }
 }

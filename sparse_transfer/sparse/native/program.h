@@ -4,9 +4,17 @@
 
 namespace sparse {
 
-// A buffer of channels. Sixteen lanes share a position: `images` images, each cut into a grid of
-// `rows` x `columns` blocks of `height` x `width` pixels; lane = (image * rows + row) * columns +
-// column. Pixel (y, x) of every block of channel c lies, as one aligned vector, at position
+#if defined(SPARSE_BF16)
+constexpr int TERMS = 2;   // inputs that one instruction multiplies by weights of their own
+typedef uint32_t Weights;  // of these inputs: two bf16
+#else
+constexpr int TERMS = 1;
+typedef float Weights;
+#endif
+
+// A buffer of channels. Sixteen lanes (thirty-two in bf16) share a position: `images` images, each
+// cut into a grid of `rows` x `columns` blocks of `height` x `width` pixels; lane = (image * rows +
+// row) * columns + column. Pixel (y, x) of every block of channel c lies, as one aligned vector, at position
 // c * size + (top + y) * pitch + left + x. Around the block there is a halo.
 struct Planes {
   int64_t at;    // first float, from the start of the arena
@@ -14,11 +22,12 @@ struct Planes {
   int32_t channels, height, width, top, left, pitch, size;
   int32_t image_height, image_width;  // pixels of a whole image; blocks may stick out
   int32_t images, rows, columns;
+  int32_t is_saved;  // with `item`: in the arena that outlives the run
 };
 
-struct Entry {  // a weight that is not zero, and where its input lies from the tile's first
-  float value;
-  int32_t offset;  // floats
+struct Entry {  // weights that are not zero, and where their inputs lie from the tile's first
+  Weights values;
+  int32_t offsets[TERMS];  // elements
 };
 
 enum Kind : int32_t {
@@ -33,6 +42,15 @@ enum Kind : int32_t {
   MEAN,       // in -> out of one position, over all pixels of an image
   POINTWISE,  // out = activation(in * scale + bias + other) * gate
   REGRID,     // in -> out, which cuts the same images into other lanes
+  SUMS,           // training.h: sums and squares of in, per channel
+  NORM,           // once: state of a batch norm from its sums
+  GRADIENT_SUMS,  // out *= activation'(other); sums of it, and of it times in
+  FINISH_NORM_GRADIENT,  // once: from those sums
+  NORM_GRADIENT,  // out = gradient of other, which was normalised, from in, that of the result
+  LARGEST_TAP,    // in -> out, the tap of each window that has its maximum
+  POOL_GRADIENT,  // in, other (taps) -> out
+  WRITE_VALUES,   // once: tensor -> entries
+  COLLECT_GRADIENT,  // once: gradient of entries -> tensor
   SAMPLE,     // in -> out: every step-th pixel, without gaps, ready to be joined
   JOIN,       // in -> out: such pixels of several items into the lanes of one
 };
@@ -47,9 +65,9 @@ struct Op {
   const Entry* entries;
   const int32_t* pointers;  // SPARSE, GRADIENT: blocks x (n_rows + 1), into entries
   const int32_t* channels;  // SPARSE, GRADIENT: output channel of each row
-  const float* weights;     // DENSE: (n_rows / block_rows, n_offsets, block_rows)
+  const Weights* weights;   // DENSE: (n_rows / block_rows, n_offsets / TERMS, block_rows)
   const int32_t* offsets;   // DENSE: of the columns; HALO: (n_moves, 3) from, to, permutation
-  const int32_t* permutations;  // HALO: (any, 16) lane to take, or -1
+  const void* permutations;     // HALO: (any, LANES) of Index: lane to take, or -1
   const float* bias;            // per output channel, or null
   const float* scale;           // POINTWISE: per channel, or null
   float* gradient;              // GRADIENT: one copy for each thread
@@ -62,10 +80,19 @@ struct Op {
   int32_t kernel_y, kernel_x, pad_y, pad_x;        // pools
   int32_t gate;  // POINTWISE: whether `other` is a gate of one position, which multiplies
   float fill;    // HALO: what lies outside the image
+  int32_t is_frozen;     // NORM and its gradient: average and variance are given
+  double epsilon;        // NORM: added to the variance
+  double* sums;          // per thread and channel: two
+  int64_t sums_stride;
+  float* state;          // of a norm: rows of `State`
+  const int32_t* order;  // WRITE_VALUES, COLLECT_GRADIENT: which weight every entry is
+  int32_t n_entries, n_copies;  // of the gradient or the sums: one for each thread
   int32_t follows;  // whether a row needs no more than the rows so far of the operation before
 };
 
-struct Segment {  // operations that run one after the other for one item: `images` images
+// Operations that run one after the other for one item: `images` images. Where that is 0 they run
+// once, for the whole batch.
+struct Segment {
   int32_t first, count, images;
 };
 

@@ -8,6 +8,9 @@
 #endif
 
 #include "convolution.h"
+#if !defined(SPARSE_BF16)
+#include "training.h"  // in floats only
+#endif
 
 #define EXPORT __attribute__((visibility("default")))
 
@@ -22,13 +25,23 @@ __attribute__((constructor)) void watch_forks() {
 }
 
 struct Place {
-  float *own, *batch;  // the two arenas
+  float *own, *batch, *saved;  // the arenas
   void* const* tensors;
   int64_t item, images;  // which item, and how many of its images exist
 };
 
-float* start(const Planes& p, const Place& place) {
-  return p.item < 0 ? place.own + p.at : place.batch + p.at + place.item * p.item;
+float* first_item(const Planes& p, const Place& place) {
+  return (p.item < 0 ? place.own : p.is_saved ? place.saved : place.batch) + p.at;
+}
+Element* start(const Planes& p, const Place& place) {
+  return reinterpret_cast<Element*>(first_item(p, place) + (p.item < 0 ? 0 : place.item * p.item));
+}
+bool is_of_entries(const Op& op) {
+  return op.kind == WRITE_VALUES || op.kind == COLLECT_GRADIENT;
+}
+int width(const Op& op) {  // what is divided among threads
+  if (is_of_entries(op)) return op.n_entries;
+  return (op.kind == LOAD || op.kind == GRADIENT_SUMS ? op.out : op.in).channels;
 }
 
 bool is_tiled(const Op& op) {
@@ -43,13 +56,17 @@ int row_parts(const Op& op, int threads) {  // enough work for everybody
 }
 int chunks(const Op& op, int threads) {
   if (is_tiled(op)) return tiles(op) * row_parts(op, threads);
-  return threads == 1 ? 1 : std::min(4 * threads, (op.kind == LOAD ? op.out : op.in).channels);
+  return threads == 1 ? 1 : std::min(4 * threads, width(op));
 }
 
+#if !defined(SPARSE_BF16)
+double* own_sums(const Op& op) { return op.sums + omp_get_thread_num() * op.sums_stride; }
+#endif
+
 void run_chunk(const Op& op, const Place& place, int chunk, int threads) {
-  float* in = op.in.channels ? start(op.in, place) : nullptr;
-  float* out = op.out.channels ? start(op.out, place) : nullptr;
-  const float* other = op.other.channels ? start(op.other, place) : nullptr;
+  Element* in = op.in.channels ? start(op.in, place) : nullptr;
+  Element* out = op.out.channels ? start(op.out, place) : nullptr;
+  const Element* other = op.other.channels ? start(op.other, place) : nullptr;
   if (is_tiled(op)) {
     const int parts = row_parts(op, threads), part = chunk % parts;
     const int group = op.kind == DENSE ? DENSE_ROWS : 1, groups = pieces(op.n_rows, group);
@@ -59,7 +76,7 @@ void run_chunk(const Op& op, const Place& place, int chunk, int threads) {
     convolve(op, in, other, out, gradient, chunk / parts, first, last);
     return;
   }
-  const int all = (op.kind == LOAD ? op.out : op.in).channels, n = chunks(op, threads);
+  const int all = width(op), n = chunks(op, threads);
   const int c0 = (int64_t)all * chunk / n, c1 = (int64_t)all * (chunk + 1) / n;
   float* tensor = static_cast<float*>(place.tensors ? place.tensors[op.tensor] : nullptr);
   if (op.kind == LOAD || op.kind == STORE)
@@ -73,10 +90,37 @@ void run_chunk(const Op& op, const Place& place, int chunk, int threads) {
     case MEAN: return mean(op, in, out, c0, c1);
     case POINTWISE: return pointwise(op, in, other, out, c0, c1);
     case REGRID:
-      if (op.in.item >= 0) in = place.batch + op.in.at;
+      if (op.in.item >= 0) in = reinterpret_cast<Element*>(first_item(op.in, place));
       return regrid(op, in, out, place.item, place.images, c0, c1);
-    case SAMPLE: return sample(op, in, place.batch + op.out.at, place.item, c0, c1);
-    case JOIN: return join(op, in, out, place.images, c0, c1);
+    case SAMPLE: {
+      Element* items = reinterpret_cast<Element*>(first_item(op.out, place));
+      return sample<LANES / 2>(op, in, items, place.item, c0, c1);
+    }
+    case JOIN: return join<LANES / 2>(op, in, out, place.images, c0, c1);
+#if !defined(SPARSE_BF16)
+    case SUMS: {
+      const Existing existing(op.in, place.images);
+      double* found = own_sums(op);
+      return (existing.all ? sums<true> : sums<false>)(op, existing, in, found, c0, c1);
+    }
+    case GRADIENT_SUMS: {
+      const Existing existing(op.out, place.images);
+      double* found = own_sums(op);
+      return (existing.all ? gradient_sums<true> : gradient_sums<false>)(op, existing, in, other,
+                                                                         out, found, c0, c1);
+    }
+    case NORM_GRADIENT: {
+      const Existing existing(op.in, place.images);
+      return (existing.all ? norm_gradient<true> : norm_gradient<false>)(op, existing, in, other,
+                                                                         out, c0, c1);
+    }
+    case NORM: return norm(op, place.images, c0, c1);
+    case FINISH_NORM_GRADIENT: return finish_norm_gradient(op, place.images, c0, c1);
+    case LARGEST_TAP: return largest_tap(op, in, out, c0, c1);
+    case POOL_GRADIENT: return pool_gradient(op, in, other, out, c0, c1);
+    case WRITE_VALUES: return write_values(op, tensor, c0, c1);
+    case COLLECT_GRADIENT: return collect_gradient(op, tensor, c0, c1);
+#endif
   }
 }
 
@@ -91,22 +135,17 @@ void advance(const Op* op, int* done, const Place& place, int rows) {
   }
 }
 
-// Operations [first, first + count) by one thread; those that follow one another take turns.
-void run_alone(const Op* ops, int first, int count, const Place& place) {
-  for (int i = first, next; i < first + count; i = next) {
-    for (next = i + 1; next < first + count && ops[next].follows;) ++next;
-    if (next == i + 1) {
-      for (int c = 0, n = chunks(ops[i], 1); c < n; ++c) run_chunk(ops[i], place, c, 1);
+// Operations from `begin` to `end` by one thread; those that follow one another take turns.
+void run_alone(const Op* begin, const Op* end, const Place& place) {
+  for (const Op *op = begin, *next; op < end; op = next) {
+    for (next = op + 1; next < end && next->follows;) ++next;
+    if (next == op + 1) {
+      for (int c = 0, n = chunks(*op, 1); c < n; ++c) run_chunk(*op, place, c, 1);
     } else {
-      std::vector<int> done(next - i);
-      advance(ops + next - 1, &done.back(), place, ops[next - 1].count_y);
+      std::vector<int> done(next - op);
+      advance(next - 1, &done.back(), place, next[-1].count_y);
     }
   }
-}
-
-Place place_of(const Segment& s, int64_t item, int64_t batch, float* own, float* shared,
-               void* const* tensors) {
-  return {own, shared, tensors, item, std::min<int64_t>(s.images, batch - item * s.images)};
 }
 
 }  // namespace
@@ -114,9 +153,12 @@ Place place_of(const Segment& s, int64_t item, int64_t batch, float* own, float*
 extern "C" {
 
 // Items that all threads can take one each are run by one thread from first to last operation, out
-// of its own arena; the threads share the operations of those that are left.
+// of its own arena; the threads share the operations of those that are left. The first thread that
+// has time takes the next item; where `is_fixed` they take turns, so that sums over items are the
+// same in every run.
 EXPORT void sparse_run(const Segment* segments, int32_t n_segments, const Op* ops, void* const* tensors,
-                int64_t batch, float* own, int64_t own_stride, float* shared, int32_t threads) {
+                int64_t batch, float* own, int64_t own_stride, float* shared, float* saved,
+                int32_t threads, int32_t is_fixed) {
   if (is_forked_child) threads = 1;
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
@@ -124,19 +166,31 @@ EXPORT void sparse_run(const Segment* segments, int32_t n_segments, const Op* op
     float* arena = own + omp_get_thread_num() * own_stride;
     for (int s = 0; s < n_segments; ++s) {
       const Segment& segment = segments[s];
-      const int64_t items = (batch + segment.images - 1) / segment.images;
-      const int64_t alone = items / team * team;
+      const int64_t images = segment.images ? segment.images : batch;
+      const int64_t items = (batch + images - 1) / images, alone = items / team * team;
+      const Op *begin = ops + segment.first, *end = begin + segment.count;
+      const auto run_item = [&](int64_t item) {
+        const Place place = {arena, shared, saved, tensors, item, std::min(images, batch - item * images)};
+        run_alone(begin, end, place);
+      };
+      if (is_fixed) {
+#pragma omp for schedule(static, 1)
+        for (int64_t item = 0; item < alone; ++item) run_item(item);
+      } else {
 #pragma omp for schedule(dynamic, 1)
-      for (int64_t item = 0; item < alone; ++item) {
-        const Place place = place_of(segment, item, batch, arena, shared, tensors);
-        run_alone(ops, segment.first, segment.count, place);
+        for (int64_t item = 0; item < alone; ++item) run_item(item);
       }
       for (int64_t item = alone; item < items; ++item) {
-        const Place place = place_of(segment, item, batch, own, shared, tensors);
-        for (int i = segment.first; i < segment.first + segment.count; ++i) {
-          const int n = chunks(ops[i], team);
+        const Place place = {own, shared, saved, tensors, item, std::min(images, batch - item * images)};
+        for (const Op* op = begin; op < end; ++op) {
+          const int n = chunks(*op, team);
+          if (is_fixed) {
+#pragma omp for schedule(static, 1)
+            for (int c = 0; c < n; ++c) run_chunk(*op, place, c, team);
+          } else {
 #pragma omp for schedule(dynamic, 1)
-          for (int c = 0; c < n; ++c) run_chunk(ops[i], place, c, team);
+            for (int c = 0; c < n; ++c) run_chunk(*op, place, c, team);
+          }
         }
       }
     }
@@ -163,12 +217,13 @@ EXPORT void sparse_advise(void* start, int64_t bytes) {
 
 // Sizes that the caller must know, and check against its own idea of the structures.
 EXPORT void sparse_facts(int32_t* facts) {
-  const int32_t all[] = {sizeof(Planes), sizeof(Op),  sizeof(Segment), WIDTH,
-                         MAX_TILE,       MAX_WIDTH,   MAX_HEIGHT,      DENSE_ROWS, DENSE_TILE};
+  const int32_t all[] = {sizeof(Planes), sizeof(Op),  sizeof(Segment), sizeof(Entry),
+                         LANES,          WIDTH,       MAX_TILE,        MAX_WIDTH,
+                         MAX_HEIGHT,     DENSE_ROWS,  DENSE_TILE};
   for (const int32_t fact : all) *facts++ = fact;
 }
 
-// The best instruction level of this CPU: 0 portable, 1 AVX2, 2 AVX-512.
+// The best instruction level of this CPU: 0 portable, 1 AVX2, 2 AVX-512, 3 with bf16.
 EXPORT int32_t sparse_cpu_level() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
@@ -177,7 +232,7 @@ EXPORT int32_t sparse_cpu_level() {
                          __builtin_cpu_supports("avx512dq"), __builtin_cpu_supports("avx512vl"),
                          __builtin_cpu_supports("avx512cd")})
     if (!has) return 1;
-  return 2;
+  return __builtin_cpu_supports("avx512bf16") ? 3 : 2;
 #else
   return 0;
 #endif
