@@ -30,6 +30,8 @@ class Kind(enum.IntEnum):
     POOL_GRADIENT = 17
     WRITE_VALUES = 18
     COLLECT_GRADIENT = 19
+    SAMPLE = 20
+    JOIN = 21
 
 
 class Activation(enum.IntEnum):
@@ -127,6 +129,7 @@ class Op(ctypes.Structure):
         ("order", c_void_p),
         ("n_entries", c_int32),
         ("n_copies", c_int32),
+        ("follows", c_int32),
     ]
 
 

@@ -236,6 +236,18 @@ def forward_halo(axes: tuple[Axis, Axis], grid: Grid) -> Halo:
     return Halo(top, left, bottom, right)
 
 
+def can_sample(source: Layout, target: Layout, step: tuple[int, int]) -> bool:
+    """Whether every block of the target is made of whole blocks of the source, of fewer images."""
+    mine, others = source.grid, target.grid
+    reach = target.block[0] * step[0], target.block[1] * step[1]
+    return (
+        others.images > mine.images
+        and reach[0] % source.block[0] == reach[1] % source.block[1] == 0
+        and mine.rows == others.rows * reach[0] // source.block[0]
+        and mine.columns == others.columns * reach[1] // source.block[1]
+    )
+
+
 def cost(axes: tuple[Axis, Axis], grid: Grid, batch: int) -> float:
     """Time per pixel that exists, about: 1 where no lane is idle and blocks are large.
 

@@ -35,7 +35,8 @@ class Pattern:
     @staticmethod
     def of(kept: np.ndarray, groups: int) -> Pattern:
         """From a bool array of the weight's shape."""
-        out, into, y, x = (index.astype(np.int32) for index in np.nonzero(kept))
+        flat = np.flatnonzero(kept)  # several times as fast as numpy.nonzero of four dimensions
+        out, into, y, x = (i.astype(np.int32) for i in np.unravel_index(flat, kept.shape))
         per_group = kept.shape[0] // groups
         into = into + out // per_group * kept.shape[1]
         channels = kept.shape[1] * groups

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import final
 
 import numpy as np
 
-from sparse_transfer.sparse.layout import Axis, Grid, Halo, Layout, cost, forward_halo, grid_for
+from sparse_transfer.sparse.layout import (
+    Axis,
+    Grid,
+    Halo,
+    Layout,
+    can_sample,
+    cost,
+    forward_halo,
+    grid_for,
+)
 from sparse_transfer.sparse.lowering import Step
 from sparse_transfer.sparse.program import Buffer, Program
 from sparse_transfer.sparse.tuning import Choice, Problem, Tuner, emit
@@ -23,6 +32,7 @@ class _Value:
     shape: tuple[int, int, int]
     tensor: int | None = None
     places: list[tuple[int, Buffer]] = field(default_factory=list)  # segment, buffer
+    after: list[Callable[[], None]] = field(default_factory=list)  # done as soon as it is written
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,7 @@ class Planner:
         }
         self._needed = needed_channels(steps, inputs, outputs)
         self._images: list[int] = []  # of each segment
-        self._emit: list[tuple[int, Callable[[], None]]] = []
+        self._emit: list[tuple[int, list[Callable[[], None]]]] = []
         self._filled: dict[Buffer, float] = {}
         self.program = Program(tuner.library)
         self.rows: list[Row] = []
@@ -72,19 +82,22 @@ class Planner:
         """Decide on all layouts, then emit: a halo must be known before an offset is computed."""
         for step in self._steps:
             self._lay_out(step)
+            self._emit.append((self._images[-1], self._values[step.name].after))
         first = sum(value.tensor is not None for value in self._values.values())
         for number, name in enumerate(self._outputs, start=first):
             _, buffer = self._values[name].places[0]
             self._enter(buffer.layout.grid.images)
             placed = self._get(name, buffer.layout.grid, buffer.layout.block)
             self._later(lambda b=placed, n=number: self.program.store(b, n))
-        for images, action in self._emit:
+        for images, actions in self._emit:
             self.program.segment(images)
-            action()
+            for action in actions:
+                action()
+            actions.clear()  # they hold the planner, and so the dense weights
         return self.program
 
     def _later(self, action: Callable[[], None]) -> None:
-        self._emit.append((self._images[-1], action))
+        self._emit.append((self._images[-1], [action]))
 
     def _enter(self, images: int) -> None:
         if not self._images or self._images[-1] != images:
@@ -110,6 +123,33 @@ class Planner:
             self._later(lambda: self.program.regrid(source, made))
         value.places.append((now, made))
         return made
+
+    def _sample(self, step: Step) -> Step:
+        """A 1 × 1 convolution of the pixels that a strided one reads, brought together first."""
+        assert step.axes is not None
+        stride = step.axes[0].stride, step.axes[1].stride
+        origin = self._values[step.inputs[0]]
+        name = f"{step.inputs[0]}/{stride[0]}/{stride[1]}"
+        axes = Axis(step.axes[0].output), Axis(step.axes[1].output)
+        if name not in self._values:
+            grid, in_block, out_block = self._cut(step)
+            self._enter(grid.images)
+            now = len(self._images) - 1
+            shape = (origin.shape[0], axes[0].size, axes[1].size)
+            made = Buffer(Layout(shape[0], shape[1:], out_block, grid))
+            self._values[name] = _Value(shape, None, [(now, made)])
+            first = origin.places[0][1] if origin.tensor is None else None
+            is_here = any(at == now and b.layout.grid == grid for at, b in origin.places)
+            if first and not is_here and can_sample(first.layout, made.layout, stride):
+                between = Buffer(made.layout, is_shared=True)
+                items = made.layout.grid.images // first.layout.grid.images
+                origin.after.append(lambda: self.program.sample(first, between, stride))
+                self._later(lambda: self.program.join(between, made, items))
+            else:
+                source = self._get(step.inputs[0], grid, in_block)
+                taken = step.axes
+                self._later(lambda: self.program.pool(source, made, taken, is_max=True))
+        return replace(step, inputs=(name,), axes=axes)
 
     def _new(self, step: Step, grid: Grid, block: tuple[int, int]) -> Buffer:
         channels, height, width = step.shape
@@ -155,6 +195,8 @@ class Planner:
         return blocks == here.block and more <= TOLERATED
 
     def _lay_out(self, step: Step) -> None:
+        if step.do == "convolve" and _skips_pixels(step):
+            step = self._sample(step)
         grid, in_block, out_block = self._cut(step)
         self._enter(grid.images)
         if step.do == "concatenate":
@@ -219,6 +261,14 @@ class Planner:
         shape, grid = step.weight.shape, target.layout.grid
         self.rows.append(Row(step.layer, shape, problem.density, grid, choice, len(rows)))
         emit(self.program, problem, choice, source, target, residual, step.bias)
+
+
+def _skips_pixels(step: Step) -> bool:
+    """Whether some pixels of the input are not read at all, and no others either."""
+    assert step.axes is not None
+    return max(axis.stride for axis in step.axes) > 1 and all(
+        axis.kernel == 1 and axis.before == axis.after == 0 for axis in step.axes
+    )
 
 
 def needed_channels(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, final
 
@@ -70,6 +70,7 @@ class _Operation:
     fields: dict[str, Any]
     buffers: dict[str, Buffer]
     arrays: dict[str, np.ndarray | Tensor]
+    is_pointwise: bool = False
 
 
 @final
@@ -107,15 +108,19 @@ class Program:
         buffers: dict[str, Buffer],
         arrays: dict[str, np.ndarray | Tensor | None] | None = None,
         window: dict[str, int] | None = None,
+        is_pointwise: bool = False,
         **fields: float,
     ) -> None:
-        """Append an operation: its buffers (input, output, other), tables and numbers."""
+        """Append an operation: its buffers (input, output, other), tables and numbers.
+
+        One that is pointwise reads, for an output, nothing but the same position of its inputs.
+        """
         number = len(self._operations)
         for buffer in buffers.values():
             (buffer.whole or buffer).uses.append(number)
         kept = {name: array for name, array in (arrays or {}).items() if array is not None}
         self._operations.append(
-            _Operation({"kind": int(kind), **(window or {}), **fields}, buffers, kept)
+            _Operation({"kind": int(kind), **(window or {}), **fields}, buffers, kept, is_pointwise)
         )
         self._built = None
 
@@ -150,6 +155,7 @@ class Program:
         bias: np.ndarray | None = None,
         residual: Buffer | None = None,
         activation: Activation = Activation.NONE,
+        is_pointwise: bool = False,
     ) -> None:
         """Outputs first + i · out_step, i < count, each from the inputs at i · step.
 
@@ -165,6 +171,7 @@ class Program:
                 "bias": bias,
             },
             activation=int(activation),
+            is_pointwise=is_pointwise,
             n_rows=len(channels),
             blocks=blocks,
             first_y=first[0],
@@ -187,6 +194,7 @@ class Program:
         bias: np.ndarray | None = None,
         residual: Buffer | None = None,
         activation: Activation = Activation.NONE,
+        is_pointwise: bool = False,
     ) -> None:
         """The same with a matrix of `pack_dense`, into all channels of the target."""
         self.add(
@@ -194,6 +202,7 @@ class Program:
             buffers=_with("other", residual, input=source, output=target),
             arrays={"weights": weights, "offsets": offsets, "bias": bias},
             activation=int(activation),
+            is_pointwise=is_pointwise,
             n_rows=target.layout.channels,
             n_offsets=len(offsets),
             blocks=blocks,
@@ -268,6 +277,24 @@ class Program:
     def regrid(self, source: Buffer, target: Buffer) -> None:
         """The same images in other lanes; from another segment the source must be shared."""
         self.add(Kind.REGRID, buffers={"input": source, "output": target})
+
+    def sample(self, source: Buffer, target: Buffer, step: tuple[int, int]) -> None:
+        """Every step-th pixel of the source, for `join` in a later segment of more images.
+
+        The target is shared and has the layout of what is joined, without a halo; `can_sample` says
+        where this can be done.
+        """
+        self.add(
+            Kind.SAMPLE,
+            buffers={"input": source, "output": target},
+            blocks=target.layout.grid.images // source.layout.grid.images,
+            step_y=step[0],
+            step_x=step[1],
+        )
+
+    def join(self, source: Buffer, target: Buffer, items: int) -> None:
+        """What `sample` took from so many items, as planes."""
+        self.add(Kind.JOIN, buffers={"input": source, "output": target}, blocks=items)
 
     def sums(self, source: Buffer, into: Tensor) -> None:
         """Adds to `into` (threads, 2 · channels or more) float64 sums and sums of squares."""
@@ -431,7 +458,7 @@ class Program:
                 operation.arrays |= {"offsets": moves, "permutations": aligned}
                 operation.fields["n_moves"] = len(moves)
         mine = dict.fromkeys(b for b in self._buffers() if not (b.is_shared or b.is_saved))
-        own = _place({b: (b.uses[0], b.uses[-1], b.layout.floats) for b in mine})
+        own = self._place_own(mine)
         operations = (abi.Op * len(self._operations))()
         for operation, raw in zip(self._operations, operations, strict=True):
             for name, value in operation.fields.items():
@@ -450,6 +477,64 @@ class Program:
         )
         self._built, self._batch = (segments, operations, own), -1
         return self._built
+
+    def _place_own(self, buffers: Iterable[Buffer]) -> int:
+        """A place in the arena of a thread for each of them; returns the floats needed."""
+        moments, replaced = self._take_turns(), self._replaced(set(buffers))
+        roots: dict[Buffer, Buffer] = {}  # that whose place a buffer has
+        spans: dict[Buffer, tuple[int, int, int]] = {}
+        for buffer in buffers:
+            root = buffer
+            while root in replaced:
+                root = replaced[root]
+            roots[buffer] = root
+            begin, end = moments[buffer.uses[0]], moments[buffer.uses[-1]]
+            if root in spans:
+                begin, end = min(begin, spans[root][0]), max(end, spans[root][1])
+            spans[root] = (begin, end, buffer.layout.floats)
+        floats = _place(spans)
+        for buffer, root in roots.items():
+            buffer.at = root.at
+        return floats
+
+    def _take_turns(self) -> list[int]:
+        """Lets 1 × 1 convolutions take turns, row of tiles by row: what one has written and the
+        next one reads is in the cache then.
+
+        Returns the first of its group for every operation: all of a group run at the same time.
+        """
+        begins = {first for first, _ in self._segments}
+        groups: list[int] = []
+        for number, operation in enumerate(self._operations):
+            group = self._operations[groups[-1] if groups else 0 : number + 1]
+            follows = (
+                number > 0
+                and number not in begins
+                and all(other.is_pointwise for other in group)
+                and len({other.fields["count_y"] for other in group}) == 1
+            )
+            operation.fields["follows"] = int(follows)
+            groups.append(groups[-1] if follows else number)
+        return groups
+
+    def _replaced(self, buffers: set[Buffer]) -> dict[Buffer, Buffer]:
+        """Outputs that may lie where the value that is added to them lies: nobody reads it after.
+
+        Lines that were just read are in the cache, and less memory is touched.
+        """
+        found = {}
+        for number, operation in enumerate(self._operations):
+            other, output = (operation.buffers.get(name) for name in ("other", "output"))
+            if (
+                operation.fields["kind"] in (Kind.SPARSE, Kind.DENSE)
+                and other in buffers
+                and output in buffers
+                and other is not operation.buffers["input"]
+                and other.layout == output.layout
+                and (other.uses[-1], output.uses[0]) == (number, number)
+            ):
+                found[output] = other
+        return found
 
     def _buffers(self) -> Iterator[Buffer]:
         for operation in self._operations:

@@ -24,6 +24,8 @@ from sparse_transfer.sparse.packing import Pattern, dense_pairs, pack_dense, pac
 from sparse_transfer.sparse.program import Buffer, Program, clear_arena
 
 CACHES = (24 * 1024, 48 * 1024, 2**30)  # bytes that the inputs of a tile may take
+TALL = 3  # tiles of the largest that are tried
+TRIED = 2  # which candidates there are; counted up, what was chosen among others is forgotten
 REPEATS = 3
 DENSEST = 0.7  # above this density the sparse kernel is not tried
 
@@ -68,7 +70,7 @@ class Problem:
     activation: Activation
     has_residual: bool
 
-    @property
+    @cached_property
     def density(self) -> float:
         """Share of the weights that are not zero, (0, 1]."""
         return np.count_nonzero(self.weight) / self.weight.size
@@ -183,7 +185,9 @@ class Tuner:
         reach = (reach[0], reach[1])
         caches = CACHES if self.library.terms == 1 else CACHES[-1:]  # sums are not kept in bf16
         if problem.density <= DENSEST or problem.groups > 1:
-            for tile in tiling.tiles(self.library, problem.target.block, step[1])[:3]:
+            tiles = tiling.tiles(self.library, problem.target.block, step[1])
+            flat = next(tile for tile in tiles if tile[0] == 1)  # more channels stay in the cache
+            for tile in dict.fromkeys((*tiles[:TALL], flat)):
                 each = {tiling.blocks(problem.source, tile, step, reach, c) for c in caches}
                 for blocks in {1} if problem.groups == problem.source.channels else each:
                     yield Choice("sparse", tile, blocks)
@@ -221,7 +225,15 @@ def emit(
 ) -> None:
     """Append a convolution to a program, as it was chosen."""
     step = (problem.axes[0].stride, problem.axes[1].stride)
-    more = {"bias": bias, "residual": residual, "activation": problem.activation}
+    is_pointwise = all(
+        (axis.kernel, axis.stride, axis.before, axis.after) == (1, 1, 0, 0) for axis in problem.axes
+    )
+    more = {
+        "bias": bias,
+        "residual": residual,
+        "activation": problem.activation,
+        "is_pointwise": is_pointwise,
+    }
     if choice.kind == "dense":
         weights, offsets = pack_dense(
             problem.weight, problem.axes, source.layout, program.library.dense_rows
@@ -254,7 +266,8 @@ def cache_file() -> Path:
     """Where the measurements of this CPU are kept: SPARSE_TRANSFER_CACHE, else the user's cache."""
     place = os.environ.get("SPARSE_TRANSFER_CACHE")
     folder = Path(place) if place else Path.home() / ".cache" / "sparse-transfer"
-    return folder / f"sparse-kernels-{store.digest([cpu_name(), torch.__version__])[:16]}.json"
+    known = store.digest([cpu_name(), torch.__version__, TRIED])[:16]
+    return folder / f"sparse-kernels-{known}.json"
 
 
 def _guess(library: Library, problem: Problem) -> Choice:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import weakref
 
 import psutil
 import pytest
@@ -14,6 +16,7 @@ from sparse_transfer import models, sparse  # noqa: F401 - registers the small v
 from sparse_transfer.errors import UserError
 from sparse_transfer.sparse import engine, tuning
 from sparse_transfer.sparse.engine import Region
+from sparse_transfer.sparse.planning import Planner
 
 pytestmark = pytest.mark.kernels
 
@@ -185,7 +188,8 @@ def test_channels_that_nobody_reads_are_not_computed():
 
 
 def test_threads_share_images_and_single_images():
-    model = lively(timm.create_model("resnet18", channels=[16, 24, 32, 48]))
+    # without a classifier: PyTorch's own product may round differently with more threads
+    model = lively(timm.create_model("resnet18", channels=[16, 24, 32, 48], num_classes=0))
     before = torch.get_num_threads()
     try:
         for batch in (1, 3, 16):
@@ -208,6 +212,26 @@ def test_memory_does_not_grow():
     for _ in range(1000):
         compiled(images)
     assert process.memory_info().rss - before < 4e6
+
+
+def test_dense_weights_are_not_kept(monkeypatch):
+    made: list[weakref.ref[Planner]] = []
+
+    def planner(*args) -> Planner:
+        planner = Planner(*args)
+        made.append(weakref.ref(planner))  # it holds the steps, and they the weights
+        return planner
+
+    monkeypatch.setattr(engine, "Planner", planner)
+    model = lively(timm.create_model("resnet50", channels=[16, 16, 24, 32]))
+    gc.disable()
+    try:
+        compiled = sparse.compile(model, torch.randn(4, 3, 64, 64), tune=False)
+        assert len(made) == 1 and made[0]() is None
+    finally:
+        gc.enable()
+    assert compiled.engine == "sparse"
+    assert {name for name, _ in compiled.module.named_parameters()} == {"fc.weight", "fc.bias"}
 
 
 def test_no_images_are_no_outputs():

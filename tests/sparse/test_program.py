@@ -14,9 +14,9 @@ from torch.nn import functional
 
 from sparse_transfer.sparse import library
 from sparse_transfer.sparse.abi import Activation
-from sparse_transfer.sparse.layout import Axis, Grid, Layout, cost, forward_halo
+from sparse_transfer.sparse.layout import Axis, Grid, Halo, Layout, can_sample, cost, forward_halo
 from sparse_transfer.sparse.layout import grids as grids_of
-from sparse_transfer.sparse.packing import pack_dense
+from sparse_transfer.sparse.packing import Pattern, pack_dense, pack_forward
 from sparse_transfer.sparse.program import Buffer, Program
 
 pytestmark = pytest.mark.kernels
@@ -62,6 +62,32 @@ def test_whole_blocks_are_joined_by_vectors(down):
     program.store(two, 1)
     program.run([images, found], 19)
     assert torch.equal(found, images)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@settings(deadline=None, max_examples=60)
+@given(grids, grids, st.integers(1, 35), st.integers(1, 4), st.integers(1, 4), st.integers(1, 3))
+def test_every_step_th_pixel_of_several_items_is_joined(
+    level, first, second, batch, height, width, step
+):
+    size = height * 4 * first.rows, width * 4 * first.columns
+    small = -(-size[0] // step), -(-size[1] // step)
+    before = laid(3, size, first)
+    between, after = laid(3, small, second), laid(3, small, second).with_halo(Halo(1, 0, 2, 1))
+    if not can_sample(before, between, (step, step)):
+        return
+    images, found = torch.randn(batch, 3, *size), torch.full((batch, 3, *small), 7.0)
+    one, two, three = Buffer(before), Buffer(between, is_shared=True), Buffer(after)
+    program = Program(library.load(level))
+    program.segment(first.images)
+    program.load(0, one)
+    program.sample(one, two, (step, step))
+    program.segment(second.images)
+    program.join(two, three, second.images // first.images)
+    program.store(three, 1)
+    for threads in (1, 3):
+        program.run([images, found.fill_(7.0)], batch, threads)
+        assert torch.equal(found, images[:, :, ::step, ::step])
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -201,6 +227,67 @@ def test_buffers_share_memory_only_when_one_is_no_longer_needed():
         apart = abs(one.at - two.at) >= layout.floats
         assert apart or not together
     assert b.at == d.at
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("is_read_later", [False, True])
+def test_a_sum_takes_the_place_of_what_nobody_reads_after_it(level, is_read_later):
+    lib, axes = library.load(level), (Axis(8), Axis(8))
+    layout = laid(6, (8, 8), Grid(1, 4, 4))
+    weight = torch.randn(6, 6, 1, 1) * (torch.rand(6, 6, 1, 1) < 0.5)
+    pattern = Pattern.of(weight.numpy() != 0, 1)
+    packed = pack_forward(pattern, weight.numpy()[weight.numpy() != 0], axes, layout, 3)
+    images, other = torch.randn(2, 6, 8, 8), torch.randn(2, 6, 8, 8)
+    found, kept = torch.zeros(2, 2, 6, 8, 8)
+    one, two, three = Buffer(layout), Buffer(layout), Buffer(layout)
+    program = Program(lib)
+    program.segment(1)
+    program.load(0, one)
+    program.load(1, two)
+    program.sparse(
+        packed, one, three, tile=(1, 2), blocks=3, channels=np.arange(6, dtype=np.int32),
+        step=(1, 1), count=(2, 2), residual=two,
+    )  # fmt: skip
+    program.store(three, 2)
+    if is_read_later:
+        program.store(two, 3)
+    program.run([images, other, found, kept], 2)
+    assert (two.at == three.at) is not is_read_later
+    torch.testing.assert_close(found, functional.conv2d(images, weight) + other)
+    assert torch.equal(kept, other if is_read_later else torch.zeros_like(other))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_pointwise_convolutions_take_turns(level):
+    """With tiles of different heights; the second sum takes the first one's place."""
+    lib, axes = library.load(level), (Axis(20), Axis(8))
+    layout = laid(6, (20, 8), Grid(1, 4, 4))
+    weights = [torch.randn(6, 6, 1, 1) * (torch.rand(6, 6, 1, 1) < 0.5) for _ in range(3)]
+    images, found = torch.randn(5, 6, 20, 8), torch.zeros(5, 6, 20, 8)
+    source, first, second, third = (Buffer(layout) for _ in range(4))
+    program = Program(lib)
+    program.segment(1)
+    program.load(0, source)
+    for weight, into, out, residual, tile in (
+        (weights[0], source, first, None, (2, 1)),
+        (weights[1], source, second, first, (3, 1)),
+        (weights[2], second, third, None, (1, 2)),
+    ):
+        kept = weight.numpy() != 0
+        packed = pack_forward(Pattern.of(kept, 1), weight.numpy()[kept], axes, layout, 2)
+        program.sparse(
+            packed, into, out, tile=tile, blocks=2, channels=np.arange(6, dtype=np.int32),
+            step=(1, 1), count=(5, 2), residual=residual, is_pointwise=True,
+        )  # fmt: skip
+    program.store(third, 1)
+    program.run([images, found], 5, 1)
+    assert first.at == second.at and len({source.at, first.at, third.at}) == 3
+    one, two, three = (functional.conv2d(images, weights[0]), weights[1], weights[2])
+    expected = functional.conv2d(functional.conv2d(images, two) + one, three)
+    torch.testing.assert_close(found, expected)
+    shared = torch.zeros_like(found)
+    program.run([images, shared], 5, 3)
+    assert torch.equal(shared, found)
 
 
 def test_costs_follow_idle_lanes_and_small_blocks():

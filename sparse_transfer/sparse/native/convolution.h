@@ -13,10 +13,17 @@ struct Tile {  // pointers to the tile's first position in channel 0
   int64_t out_plane, other_plane;                    // elements from channel to channel
 };
 
-// Adds what is to be added, applies the activation, stores.
+// The bias, and what is to be added. It is read before anything is written, so that the sums may
+// take its place.
 template <int RY, int RX>
-static inline void finish(V (&c)[RY][RX][PARTS], const Tile& t, const Element* other, Element* out,
-                          int activation) {
+static inline void begin(V (&c)[RY][RX][PARTS], const Tile& t, const Element* other, float bias) {
+  const V start = splat(bias);
+  UNROLL
+  for (int y = 0; y < RY; ++y)
+    UNROLL
+    for (int x = 0; x < RX; ++x)
+      UNROLL
+      for (int k = 0; k < PARTS; ++k) c[y][x][k] = start;
   if (other) {
     UNROLL
     for (int y = 0; y < RY; ++y)
@@ -28,6 +35,11 @@ static inline void finish(V (&c)[RY][RX][PARTS], const Tile& t, const Element* o
         for (int k = 0; k < PARTS; ++k) c[y][x][k] += more[k];
       }
   }
+}
+
+// Applies the activation, stores.
+template <int RY, int RX>
+static inline void finish(V (&c)[RY][RX][PARTS], const Tile& t, Element* out, int activation) {
   const V low = splat(activation == RELU || activation == RELU6 ? 0.f : -INFINITY);
   const V high = splat(activation == RELU6 ? 6.f : INFINITY);
   UNROLL
@@ -60,18 +72,15 @@ static void sparse_tile(const Op& op, const Tile& t, int block, int first, int l
     const int channel = op.channels[r];
     Element* out = t.out + channel * t.out_plane;
     V c[RY][RX][PARTS];
-    const V start = splat(begins && op.bias ? op.bias[channel] : 0.f);
-    UNROLL
-    for (int y = 0; y < RY; ++y)
+    if (begins) {
+      begin(c, t, t.other ? t.other + channel * t.other_plane : nullptr,
+            op.bias ? op.bias[channel] : 0.f);
+    } else {
       UNROLL
-      for (int x = 0; x < RX; ++x) {
-        if (begins) {
-          UNROLL
-          for (int k = 0; k < PARTS; ++k) c[y][x][k] = start;
-        } else {
-          get(out + y * t.out_row + x * t.out_column, c[y][x]);
-        }
-      }
+      for (int y = 0; y < RY; ++y)
+        UNROLL
+        for (int x = 0; x < RX; ++x) get(out + y * t.out_row + x * t.out_column, c[y][x]);
+    }
     for (; e != end; ++e) {
       const Factors weights = everywhere(e->values);
       const Element* in[TERMS];
@@ -93,7 +102,7 @@ static void sparse_tile(const Op& op, const Tile& t, int block, int first, int l
       }
     }
     if (ends) {
-      finish(c, t, t.other ? t.other + channel * t.other_plane : nullptr, out, op.activation);
+      finish(c, t, out, op.activation);
       continue;
     }
     UNROLL
@@ -118,6 +127,8 @@ static void dense_tile(const Op& op, const Tile& t, int block, int first, int la
     const int rows = std::min(B, last - r);
     const Weights* w = op.weights + (int64_t)r * columns + (int64_t)k0 * B;
     Element* out = t.out + r * t.out_plane;
+    const Element* from = !begins ? out : t.other ? t.other + r * t.other_plane : nullptr;
+    const int64_t plane = begins ? t.other_plane : t.out_plane;
     V c[B][RX][PARTS];
     UNROLL
     for (int b = 0; b < B; ++b) {
@@ -125,12 +136,10 @@ static void dense_tile(const Op& op, const Tile& t, int block, int first, int la
       const V start = splat(begins && op.bias && exists ? op.bias[r + b] : 0.f);
       UNROLL
       for (int x = 0; x < RX; ++x) {
-        if (begins || !exists) {
-          UNROLL
-          for (int k = 0; k < PARTS; ++k) c[b][x][k] = start;
-        } else {
-          get(out + b * t.out_plane + x * t.out_column, c[b][x]);
-        }
+        V more[PARTS] = {};
+        if (from && exists) get(from + b * plane + x * t.out_column, more);
+        UNROLL
+        for (int k = 0; k < PARTS; ++k) c[b][x][k] = start + more[k];
       }
     }
     for (int i = k0; i < k1; ++i, w += B) {
@@ -159,8 +168,7 @@ static void dense_tile(const Op& op, const Tile& t, int block, int first, int la
         UNROLL
         for (int k = 0; k < PARTS; ++k) one[0][x][k] = c[b][x][k];
       if (ends) {
-        finish(one, t, t.other ? t.other + (r + b) * t.other_plane : nullptr,
-               out + b * t.out_plane, op.activation);
+        finish(one, t, out + b * t.out_plane, op.activation);
         continue;
       }
       UNROLL

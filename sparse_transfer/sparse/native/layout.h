@@ -196,6 +196,82 @@ static bool regrid_blocks(const Op& op, const Element* in, Element* out, int ite
 static bool regrid_blocks(const Op&, const Element*, Element*, int, int, int, int) { return false; }
 #endif
 
+// A grid of whole blocks of the source becomes a block of the destination, of which every step-th
+// pixel is kept. An item of the source has N lanes of the destination's, and they are written
+// without gaps: N elements for each position, one item after the other. `join` makes vectors of them.
+template <int N>
+static void sample_lanes(const Op& op, const Element* in, Element* out, int64_t item, int c0, int c1) {
+  const Planes &from = op.in, &to = op.out;
+  const int down = to.height * op.step_y / from.height, across = to.width * op.step_x / from.width;
+  const int64_t positions = (int64_t)to.height * to.pitch;
+  const int sources = LANES / N;
+  out += item / sources * to.item * PER_FLOAT + item % sources * positions * N;
+  for (int q = 0; q < down * across; ++q) {
+    const int q_y = q / across, q_x = q % across;
+    alignas(64) Index lanes[LANES] = {};
+    for (int l = 0; l < N; ++l) {
+      const int image = l / (to.rows * to.columns), block = l % (to.rows * to.columns);
+      lanes[l] = (image * from.rows + block / to.columns * down + q_y) * from.columns +
+                 block % to.columns * across + q_x;
+    }
+    const int y0 = (q_y * from.height + op.step_y - 1) / op.step_y;
+    const int x0 = (q_x * from.width + op.step_x - 1) / op.step_x;
+    for (int y = y0; y * op.step_y < (q_y + 1) * from.height; ++y)
+      for (int c = c0; c < c1; ++c) {
+        const Element* at = in + position(from, c, y * op.step_y - q_y * from.height,
+                                        x0 * op.step_x - q_x * from.width) * LANES;
+        Element* row = out + position(to, c, y, x0) * N;
+        for (int x = x0; x * op.step_x < (q_x + 1) * from.width; ++x) {
+#if defined(__AVX512F__) && !defined(__clang__)
+          const Line taken = __builtin_shuffle(*reinterpret_cast<const Line*>(at),
+                                               *reinterpret_cast<const Line*>(lanes));
+          std::memcpy(row, &taken, N * sizeof(Element));
+#else
+          for (int l = 0; l < N; ++l) row[l] = at[lanes[l]];
+#endif
+          at += op.step_x * LANES;
+          row += N;
+        }
+      }
+  }
+}
+
+// Lanes of images that do not exist become zero.
+template <int N>
+static void join_lanes(const Op& op, const Element* in, Element* out, int images, int c0, int c1) {
+  const Planes &from = op.in, &to = op.out;
+  const int64_t positions = (int64_t)from.height * from.pitch;
+  const int sources = LANES / N, each = to.images / sources;
+  const int exist = (images + each - 1) / each;
+  for (int y = 0; y < to.height; ++y)
+    for (int c = c0; c < c1; ++c) {
+      const Element* at = in + position(from, c, y, 0) * N;
+      Element* row = out + position(to, c, y, 0) * LANES;
+      for (int x = 0; x < to.width; ++x, at += N, row += LANES)
+        for (int s = 0; s < sources; ++s) {
+          if (s < exist)
+            std::memcpy(row + s * N, at + s * positions * N, N * sizeof(Element));
+          else
+            std::memset(row + s * N, 0, N * sizeof(Element));
+        }
+    }
+}
+
+template <int N>
+static void sample(const Op& op, const Element* in, Element* out, int64_t item, int c0, int c1) {
+  if (op.blocks * N == LANES)
+    sample_lanes<N>(op, in, out, item, c0, c1);
+  else if constexpr (N > 1)
+    sample<N / 2>(op, in, out, item, c0, c1);
+}
+template <int N>
+static void join(const Op& op, const Element* in, Element* out, int images, int c0, int c1) {
+  if (op.blocks * N == LANES)
+    join_lanes<N>(op, in, out, images, c0, c1);
+  else if constexpr (N > 1)
+    join<N / 2>(op, in, out, images, c0, c1);
+}
+
 // `in` is the first item of the source; with another number of images per item it must lie in the
 // arena of the batch. `item` counts items of the destination, `images` those of them that exist.
 static void regrid(const Op& op, const Element* in, Element* out, int item, int images, int c0,

@@ -51,13 +51,16 @@ enum Kind : int32_t {
   POOL_GRADIENT,  // in, other (taps) -> out
   WRITE_VALUES,   // once: tensor -> entries
   COLLECT_GRADIENT,  // once: gradient of entries -> tensor
+  SAMPLE,     // in -> out: every step-th pixel, without gaps, ready to be joined
+  JOIN,       // in -> out: such pixels of several items into the lanes of one
 };
 
 struct Op {
   int32_t kind, activation;
   Planes in, out, other;  // `other` is absent where it has no channels
   int32_t tensor;         // which tensor is loaded or stored
-  int32_t blocks;         // groups of input channels that are streamed one after the other
+  int32_t blocks;         // groups of input channels that are streamed one after the other;
+                          // SAMPLE, JOIN: items that are joined
   int64_t strides[4];     // of that tensor, in elements: image, channel, row, column
   const Entry* entries;
   const int32_t* pointers;  // SPARSE, GRADIENT: blocks x (n_rows + 1), into entries
@@ -84,6 +87,7 @@ struct Op {
   float* state;          // of a norm: rows of `State`
   const int32_t* order;  // WRITE_VALUES, COLLECT_GRADIENT: which weight every entry is
   int32_t n_entries, n_copies;  // of the gradient or the sums: one for each thread
+  int32_t follows;  // whether a row needs no more than the rows so far of the operation before
 };
 
 // Operations that run one after the other for one item: `images` images. Where that is 0 they run

@@ -1,6 +1,8 @@
 // The plain C interface: run a program, and what this library is made for.
 #include <omp.h>
 #include <pthread.h>
+
+#include <vector>
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -90,6 +92,11 @@ void run_chunk(const Op& op, const Place& place, int chunk, int threads) {
     case REGRID:
       if (op.in.item >= 0) in = reinterpret_cast<Element*>(first_item(op.in, place));
       return regrid(op, in, out, place.item, place.images, c0, c1);
+    case SAMPLE: {
+      Element* items = reinterpret_cast<Element*>(first_item(op.out, place));
+      return sample<LANES / 2>(op, in, items, place.item, c0, c1);
+    }
+    case JOIN: return join<LANES / 2>(op, in, out, place.images, c0, c1);
 #if !defined(SPARSE_BF16)
     case SUMS: {
       const Existing existing(op.in, place.images);
@@ -117,6 +124,29 @@ void run_chunk(const Op& op, const Place& place, int chunk, int threads) {
   }
 }
 
+// At least `rows` rows of outputs, counted in rows of tiles by `done`; those before are done first
+// as far as they are needed. What an operation has just written is read from the nearest cache.
+void advance(const Op* op, int* done, const Place& place, int rows) {
+  const int across = pieces(op->count_x, op->tile_width);
+  const int down = pieces(op->count_y, op->tile_height);
+  for (; op->count_y * *done / down < rows; ++*done) {
+    if (op->follows) advance(op - 1, done - 1, place, op->count_y * (*done + 1) / down);
+    for (int j = 0; j < across; ++j) run_chunk(*op, place, *done * across + j, 1);
+  }
+}
+
+// Operations from `begin` to `end` by one thread; those that follow one another take turns.
+void run_alone(const Op* begin, const Op* end, const Place& place) {
+  for (const Op *op = begin, *next; op < end; op = next) {
+    for (next = op + 1; next < end && next->follows;) ++next;
+    if (next == op + 1) {
+      for (int c = 0, n = chunks(*op, 1); c < n; ++c) run_chunk(*op, place, c, 1);
+    } else {
+      std::vector<int> done(next - op);
+      advance(next - 1, &done.back(), place, next[-1].count_y);
+    }
+  }
+}
 
 }  // namespace
 
@@ -141,8 +171,7 @@ EXPORT void sparse_run(const Segment* segments, int32_t n_segments, const Op* op
       const Op *begin = ops + segment.first, *end = begin + segment.count;
       const auto run_item = [&](int64_t item) {
         const Place place = {arena, shared, saved, tensors, item, std::min(images, batch - item * images)};
-        for (const Op* op = begin; op < end; ++op)
-          for (int c = 0, n = chunks(*op, 1); c < n; ++c) run_chunk(*op, place, c, 1);
+        run_alone(begin, end, place);
       };
       if (is_fixed) {
 #pragma omp for schedule(static, 1)
