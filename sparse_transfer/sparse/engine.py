@@ -209,10 +209,8 @@ def _instead(
 
 
 def _relative_time(compiled: Compiled) -> float:
-    """Of what PyTorch takes; 1 where it is PyTorch."""
-    if compiled.engine == "dense" or compiled.timing is None:
-        return 1.0
-    return compiled.timing.sparse / compiled.timing.dense
+    """What the engine takes of PyTorch's time; 1 where nothing was measured."""
+    return compiled.timing.sparse / compiled.timing.dense if compiled.timing else 1.0
 
 
 def regions_of(graph: fx.GraphModule, steps: dict[str, Step]) -> list[list[fx.Node]]:
