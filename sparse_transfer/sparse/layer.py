@@ -17,7 +17,7 @@ from torch import Tensor
 from sparse_transfer.errors import UserError
 from sparse_transfer.sparse import library, tiling
 from sparse_transfer.sparse.layout import Axis, Grid, Halo, Layout, forward_halo, grid_for
-from sparse_transfer.sparse.packing import Packed, Pattern, pack_backward, pack_forward, pairs
+from sparse_transfer.sparse.packing import Packed, Pattern, in_type, pack_backward, pack_forward
 from sparse_transfer.sparse.program import Buffer, Program
 
 PLANS = 8  # sizes of images whose programs a layer keeps
@@ -49,8 +49,8 @@ class SparseConvolution:
         groups: of channels.
         kept: bool of the weight's shape; what is not zero if None. Values that are kept may be 0.
         level: of instructions, see `library.LEVELS`; the best of float32 if None. `library.BF16`
-            rounds weights, inputs and outputs to bfloat16 (sums are float32, relative error about
-            2e-3), takes and returns float32, and has no gradients.
+            and `library.FP16` round weights, inputs and outputs to bfloat16 and float16 (relative
+            errors about 3e-3 and 1e-3), take and return float32, and have no gradients.
 
     Raises:
         UserError: the kernels were not compiled; a tensor or number does not fit.
@@ -98,7 +98,7 @@ class SparseConvolution:
         """Replace the non-zeros; `values` (non-zeros,) float32."""
         check(values, "values", (len(self._values),))
         self._values = values.detach().contiguous().numpy().copy()
-        if self.library.terms == 2:
+        if self.library.dtype != torch.float32:
             self._plans.clear()
         for plan in self._plans.values():
             for packed in plan.packed:
@@ -202,8 +202,7 @@ class SparseConvolution:
         program.halo(images)
         tile, blocks = self._cut(images.layout, target.block, axes)
         packed = pack_forward(self.pattern, self._values, axes, images.layout, blocks)
-        if self.library.terms == 2:
-            packed = pairs(packed)
+        packed = in_type(packed, self.library.dtype)
         program.sparse(
             packed,
             images,
@@ -294,8 +293,8 @@ class SparseConvolution:
     ) -> tuple[tuple[int, int], int]:
         step = (axes[0].stride, axes[1].stride)
         tile = tile or tiling.tiles(self.library, count, step[1])[0]
-        if self.pattern.groups == self.pattern.channels or self.library.terms == 2:
-            return tile, 1  # every row reads one channel; or sums are not to be kept in bfloat16
+        if self.pattern.groups == self.pattern.channels or self.library.dtype != torch.float32:
+            return tile, 1  # every row reads one channel; or sums are not to be kept in 16 bits
         reach = tuple(axis.dilation * (axis.kernel - 1) for axis in axes)
         return tile, tiling.blocks(source, tile, step, (reach[0], reach[1]))
 

@@ -143,7 +143,7 @@ EXPORT void sparse_facts(int32_t* facts) {
   for (const int32_t fact : all) *facts++ = fact;
 }
 
-// The best instruction level of this CPU: 0 portable, 1 AVX2, 2 AVX-512, 3 with bf16.
+// The best instruction level of this CPU: 0 portable, 1 AVX2, 2 AVX-512, 3 with bf16, 4 and float16.
 EXPORT int32_t sparse_cpu_level() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
@@ -152,7 +152,11 @@ EXPORT int32_t sparse_cpu_level() {
                          __builtin_cpu_supports("avx512dq"), __builtin_cpu_supports("avx512vl"),
                          __builtin_cpu_supports("avx512cd")})
     if (!has) return 1;
-  return __builtin_cpu_supports("avx512bf16") ? 3 : 2;
+  if (!__builtin_cpu_supports("avx512bf16")) return 2;
+#if defined(__clang__) || __GNUC__ >= 12
+  if (__builtin_cpu_supports("avx512fp16")) return 4;
+#endif
+  return 3;
 #else
   return 0;
 #endif
