@@ -14,7 +14,7 @@ from torch.nn import functional
 from sparse_transfer import models, sparse  # noqa: F401 - registers the small variants
 from sparse_transfer.bfloat16 import InBfloat16
 from sparse_transfer.errors import UserError
-from sparse_transfer.sparse import abi, engine, library
+from sparse_transfer.sparse import abi, engine, library, tuning
 from sparse_transfer.sparse.abi import Activation
 from sparse_transfer.sparse.layer import SparseConvolution, SparseLinear
 from sparse_transfer.sparse.layout import Axis, Grid, Layout, forward_halo, grid_for, grids
@@ -183,8 +183,6 @@ def test_whole_layers_agree(
     level, grid, batch, into, out, size, kernel, stride, activation, is_dense
 ):
     """Bias, residual and activation, by the sparse and by the dense kernel."""
-    from sparse_transfer.sparse import tuning
-
     kernel = min(kernel, size)
     axis = Axis(size, kernel, stride, kernel // 2, kernel // 2)
     weight, bias = torch.randn(out, into, kernel, kernel), torch.randn(out)
@@ -318,7 +316,8 @@ def test_the_fastest_type_is_taken(seconds, chosen, dtype, monkeypatch, _own_cac
     monkeypatch.setattr(library, "current", lambda _: library.load("portable"))
     model, images = lively(timm.create_model("resnet20_cifar"), 0.05), torch.randn(2, 3, 32, 32)
     given = iter(seconds)
-    monkeypatch.setattr(engine, "_compare", lambda *_: (4.0, next(given)))
+    timings = lambda *_: tuning.Timing(4.0, next(given))  # noqa: E731
+    monkeypatch.setattr(tuning.Tuner, "compare", timings)
     compiled = sparse.compile(model, images, dtype=torch.bfloat16)
     assert (compiled.engine, compiled.dtype) == (chosen, dtype)
     assert f"in {str(dtype)[6:]}" in compiled.explain().splitlines()[0]
