@@ -14,7 +14,7 @@ import platform
 from setuptools import Extension, setup
 
 NATIVE = "sparse_transfer/sparse/native"
-HEADERS = ("convolution", "layout", "pointwise", "products", "program", "vectors")
+HEADERS = ("convolution", "layout", "pointwise", "products", "program", "training", "vectors")
 FLAGS = ["-std=c++17", "-O3", "-fopenmp", "-fno-math-errno", "-fvisibility=hidden"]
 LEVELS = {"portable": []}
 if platform.machine() in ("x86_64", "AMD64"):

@@ -20,9 +20,9 @@ LEAVES = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.LayerNorm, nn.GroupNorm)
 
 @final
 class _Tracer(fx.Tracer):
-    def __init__(self) -> None:
+    def __init__(self, leaves: tuple[type[nn.Module], ...] = ()) -> None:
         super().__init__(autowrap_functions=tuple(get_notrace_functions()))
-        self._notrace = tuple(get_notrace_modules())
+        self._notrace = (*leaves, *get_notrace_modules())
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, (*LEAVES, *self._notrace)) or super().is_leaf_module(
@@ -65,8 +65,11 @@ def fold_batch_norms(model: nn.Module) -> tuple[nn.Module, str]:
     return fx.GraphModule(model, graph), f"{folded} of {norms} batch norms folded"
 
 
-def trace(model: nn.Module) -> fx.GraphModule:
+def trace(model: nn.Module, leaves: tuple[type[nn.Module], ...] = ()) -> fx.GraphModule:
     """The model as a graph of layers, what `fold_batch_norms` returns where there is a norm.
+
+    Args:
+        leaves: more kinds of modules that are not looked into.
 
     Raises:
         Exception: torch.fx cannot trace it; whatever the model's own code raises on symbols.
@@ -74,7 +77,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
     return (
         model
         if isinstance(model, fx.GraphModule)
-        else fx.GraphModule(model, _Tracer().trace(model))
+        else fx.GraphModule(model, _Tracer(leaves).trace(model))
     )
 
 

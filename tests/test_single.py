@@ -112,6 +112,17 @@ def test_a_size_of_nothing_is_refused_and_not_replaced(tmp_path: Path):
         transferred(checkpoint(tmp_path / "c"), image_size=0)
 
 
+def test_an_engine_is_for_full_fine_tuning_and_makes_no_other_recipe(tmp_path: Path):
+    folder = checkpoint(tmp_path / "c")
+    plain = transferred(folder, modes=["full"]).arms[0].transfer
+    made = transferred(folder, modes=["full"], engine="sparse").arms[0].transfer
+    assert plain is not None and plain.full is not None and plain.full.engine == "auto"
+    assert made is not None
+    assert made.full == plain.full.model_copy(update={"engine": "sparse"})
+    with pytest.raises(UserError, match="--engine dense has no effect"):
+        transferred(folder, modes=["linear"], engine="dense")
+
+
 def test_a_dense_checkpoint_can_be_transferred_alone_and_beside_another(tmp_path: Path):
     one, other = (checkpoint(tmp_path / name, "dense", None) for name in "ab")
     assert transferred(one).arms[0].prune.methods[0].title == "dense"

@@ -19,3 +19,8 @@ def tolerance(backend: object) -> float:
     from sparse_transfer.latency import TOLERANCE
 
     return getattr(backend, "tolerance", TOLERANCE)
+
+
+def needs_images(backend: object) -> bool:
+    """Whether `prepare` takes training images as its third argument, to calibrate on."""
+    return getattr(backend, "needs_images", False)

@@ -1,4 +1,4 @@
-"""Sparse weights made fast on a CPU: kernels, single layers, and an inference engine.
+"""Sparse weights made fast on a CPU: kernels, single layers, inference and training.
 
 from sparse_transfer import sparse
 
@@ -12,16 +12,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sparse_transfer.sparse.drop_in import SparseConv2d
     from sparse_transfer.sparse.engine import Compiled, compile  # noqa: A004
     from sparse_transfer.sparse.layer import SparseConvolution, SparseLinear
+    from sparse_transfer.sparse.training import TrainingModel, convert_for_training
 
 _PLACES = {
     "Compiled": "engine",
     "compile": "engine",
+    "TrainingModel": "training",
+    "convert_for_training": "training",
+    "SparseConv2d": "drop_in",
     "SparseConvolution": "layer",
     "SparseLinear": "layer",
 }
-__all__ = ["Compiled", "SparseConvolution", "SparseLinear", "compile"]
+__all__ = [
+    "Compiled",
+    "SparseConv2d",
+    "SparseConvolution",
+    "SparseLinear",
+    "TrainingModel",
+    "compile",
+    "convert_for_training",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
-from ctypes import c_float, c_int32, c_int64, c_uint16, c_void_p
+from ctypes import c_double, c_float, c_int32, c_int64, c_uint16, c_void_p
 
 
 class Kind(enum.IntEnum):
@@ -21,6 +21,15 @@ class Kind(enum.IntEnum):
     MEAN = 8
     POINTWISE = 9
     REGRID = 10
+    SUMS = 11
+    NORM = 12
+    GRADIENT_SUMS = 13
+    FINISH_NORM_GRADIENT = 14
+    NORM_GRADIENT = 15
+    LARGEST_TAP = 16
+    POOL_GRADIENT = 17
+    WRITE_VALUES = 18
+    COLLECT_GRADIENT = 19
 
 
 class Activation(enum.IntEnum):
@@ -53,6 +62,7 @@ class Planes(ctypes.Structure):
         ("images", c_int32),
         ("rows", c_int32),
         ("columns", c_int32),
+        ("is_saved", c_int32),
     ]
 
 
@@ -109,6 +119,14 @@ class Op(ctypes.Structure):
         ("pad_x", c_int32),
         ("gate", c_int32),
         ("fill", c_float),
+        ("is_frozen", c_int32),
+        ("epsilon", c_double),
+        ("sums", c_void_p),
+        ("sums_stride", c_int64),
+        ("state", c_void_p),
+        ("order", c_void_p),
+        ("n_entries", c_int32),
+        ("n_copies", c_int32),
     ]
 
 

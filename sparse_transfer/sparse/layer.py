@@ -10,14 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sparse_transfer.errors import UserError
-from sparse_transfer.sparse import library, tiling
-from sparse_transfer.sparse.layout import Axis, Grid, Halo, Layout, forward_halo, grid_for
-from sparse_transfer.sparse.packing import Packed, Pattern, in_type, pack_backward, pack_forward
+from sparse_transfer.sparse import emission, library
+from sparse_transfer.sparse.layout import Axis, Grid, Layout, forward_halo, grid_for
+from sparse_transfer.sparse.packing import Packed, Pattern
 from sparse_transfer.sparse.program import Buffer, Program
 
 PLANS = 8  # sizes of images whose programs a layer keeps
@@ -200,61 +199,21 @@ class SparseConvolution:
         images, output = Buffer(source.with_halo(forward_halo(axes, grid))), Buffer(target)
         program.load(0, images)
         program.halo(images)
-        tile, blocks = self._cut(images.layout, target.block, axes)
-        packed = pack_forward(self.pattern, self._values, axes, images.layout, blocks)
-        packed = in_type(packed, self.library.dtype)
-        program.sparse(
-            packed,
-            images,
-            output,
-            tile=tile,
-            blocks=blocks,
-            channels=np.arange(target.channels, dtype=np.int32),
-            step=(axes[0].stride, axes[1].stride),
-            count=target.block,
-        )
+        packed = emission.convolve(program, self.pattern, self._values, axes, images, output)
         program.store(output, 1)
         return _Plan(program, (packed,))
 
     def _input_plan(self, axes: tuple[Axis, Axis], grid: Grid) -> _Plan:
         source, target = self._layouts(axes, grid)
-        y, x = axes
-        (top, bottom), (left, right) = y.backward_halo(grid.rows), x.backward_halo(grid.columns)
         program = Program(self.library)
         program.segment(grid.images)
-        gradient, output = Buffer(target.with_halo(Halo(top, left, bottom, right))), Buffer(source)
+        halo = emission.backward_halo(axes, grid)
+        gradient, output = Buffer(target.with_halo(halo)), Buffer(source)
         program.load(0, gradient)
         program.halo(gradient)
-        matrices = []
-        for phase_y in y.phases():
-            for phase_x in x.phases():
-                first = (phase_y[0], phase_x[0])
-                count = (
-                    -(-(source.block[0] - first[0]) // y.stride),
-                    -(-(source.block[1] - first[1]) // x.stride),
-                )
-                if min(count) < 1:
-                    continue
-                tile = tiling.tiles(self.library, count, 1)[0]
-                reach = (top + bottom, left + right)
-                blocks = tiling.blocks(gradient.layout, tile, (1, 1), reach)
-                matrices.append(
-                    pack_backward(
-                        self.pattern, self._values, (phase_y, phase_x), gradient.layout, blocks
-                    )
-                )
-                program.sparse(
-                    matrices[-1],
-                    gradient,
-                    output,
-                    tile=tile,
-                    blocks=blocks,
-                    channels=np.arange(source.channels, dtype=np.int32),
-                    step=(1, 1),
-                    count=count,
-                    first=first,
-                    out_step=(y.stride, x.stride),
-                )
+        matrices = emission.input_gradient(
+            program, self.pattern, self._values, axes, gradient, output
+        )
         program.store(output, 1)
         return _Plan(program, tuple(matrices))
 
@@ -266,37 +225,12 @@ class SparseConvolution:
         program.load(0, images)
         program.halo(images)
         program.load(1, gradient)
-        width = min(target.block[1], self.library.max_width)
-        tile = (1, -(-target.block[1] // -(-target.block[1] // width)))
-        _, blocks = self._cut(images.layout, target.block, axes, tile)
-        packed = pack_forward(self.pattern, self._values, axes, images.layout, blocks)
         room = -(-max(len(self._values), 1) // 16) * 16  # threads do not share a cache line
         sums = torch.zeros(threads, room)
-        program.gradient(
-            packed,
-            images,
-            gradient,
-            sums,
-            tile=tile,
-            blocks=blocks,
-            channels=np.arange(target.channels, dtype=np.int32),
-            step=(axes[0].stride, axes[1].stride),
+        packed = emission.value_gradient(
+            program, self.pattern, self._values, axes, images, gradient, sums
         )
         return _Plan(program, (packed,), sums[:, : len(self._values)])
-
-    def _cut(
-        self,
-        source: Layout,
-        count: tuple[int, int],
-        axes: tuple[Axis, Axis],
-        tile: tuple[int, int] | None = None,
-    ) -> tuple[tuple[int, int], int]:
-        step = (axes[0].stride, axes[1].stride)
-        tile = tile or tiling.tiles(self.library, count, step[1])[0]
-        if self.pattern.groups == self.pattern.channels or self.library.dtype != torch.float32:
-            return tile, 1  # every row reads one channel; or sums are not to be kept in 16 bits
-        reach = tuple(axis.dilation * (axis.kernel - 1) for axis in axes)
-        return tile, tiling.blocks(source, tile, step, (reach[0], reach[1]))
 
     def _check_images(self, images: Tensor) -> None:
         check(images, "images", (None, self.pattern.channels, None, None))

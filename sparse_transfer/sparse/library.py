@@ -172,7 +172,8 @@ def _open(level: str) -> ctypes.CDLL:
             f"{path.name} cannot be loaded.", str(error), "Install the package again."
         ) from error
     pointer, i32, i64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
-    handle.sparse_run.argtypes = [pointer, i32, pointer, pointer, i64, pointer, i64, pointer, i32]
+    arenas = [pointer, i64, pointer, pointer]
+    handle.sparse_run.argtypes = [pointer, i32, pointer, pointer, i64, *arenas, i32, i32]
     handle.sparse_run.restype = None
     handle.sparse_team.argtypes, handle.sparse_team.restype = [i32], i32
     handle.sparse_advise.argtypes, handle.sparse_advise.restype = [pointer, i64], None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, final
@@ -33,6 +34,7 @@ class Buffer:
     Attributes:
         layout: where its pixels lie.
         is_shared: in the arena of the batch.
+        is_saved: in memory that the caller brings; the caller places it, too.
         uses: numbers of the operations that touch it.
         at: first float in its arena, once it is placed.
         whole, first: the buffer of which these are some channels, and the first of them.
@@ -40,6 +42,7 @@ class Buffer:
 
     layout: Layout
     is_shared: bool = False
+    is_saved: bool = False
     uses: list[int] = field(default_factory=list)
     at: int = 0
     whole: Buffer | None = None
@@ -56,7 +59,10 @@ class Buffer:
             planes.at += self.first * planes.size * LINE
             planes.channels = self.layout.channels
             return planes
-        return self.layout.planes(self.at, self.layout.floats if self.is_shared else -1)
+        lies_outside = self.is_shared or self.is_saved
+        planes = self.layout.planes(self.at, self.layout.floats if lies_outside else -1)
+        planes.is_saved = self.is_saved
+        return planes
 
 
 @dataclass(eq=False)
@@ -86,9 +92,12 @@ class Program:
     def __len__(self) -> int:
         return len(self._operations)
 
-    def segment(self, images: int) -> None:
-        """What follows is done for items of that many images."""
-        if not self._segments or self._segments[-1][1] != images:
+    def segment(self, images: int, *, is_new: bool = False) -> None:
+        """What follows is done for items of that many images, or once for the batch where it is 0.
+
+        A new segment waits until all items are through the one before it.
+        """
+        if is_new or not self._segments or self._segments[-1][1] != images:
             self._segments.append([len(self._operations), images])
 
     def add(
@@ -223,15 +232,10 @@ class Program:
 
     def pool(self, source: Buffer, target: Buffer, axes: tuple[Axis, Axis], is_max: bool) -> None:
         """Maximum or mean of windows; a mean counts the padding."""
-        y, x = axes
         self.add(
             Kind.MAX_POOL if is_max else Kind.AVERAGE_POOL,
             buffers={"input": source, "output": target},
-            kernel_y=y.kernel,
-            kernel_x=x.kernel,
-            pad_y=y.before,
-            pad_x=x.before,
-            window=_window((1, 1), (y.stride, x.stride), target.layout.block),
+            window=_windows(axes, target.layout.block),
         )
 
     def mean(self, source: Buffer, target: Buffer) -> None:
@@ -245,8 +249,8 @@ class Program:
         *,
         other: Buffer | None = None,
         is_gate: bool = False,
-        scale: np.ndarray | None = None,
-        bias: np.ndarray | None = None,
+        scale: np.ndarray | Tensor | None = None,
+        bias: np.ndarray | Tensor | None = None,
         activation: Activation = Activation.NONE,
     ) -> None:
         """activation(source · scale + bias + other), or activation(source · scale + bias) · gate.
@@ -265,13 +269,124 @@ class Program:
         """The same images in other lanes; from another segment the source must be shared."""
         self.add(Kind.REGRID, buffers={"input": source, "output": target})
 
+    def sums(self, source: Buffer, into: Tensor) -> None:
+        """Adds to `into` (threads, 2 · channels or more) float64 sums and sums of squares."""
+        self.add(
+            Kind.SUMS,
+            buffers={"input": source},
+            arrays={"sums": into},
+            sums_stride=into.stride(0),
+        )
+
+    def gradient_sums(
+        self,
+        gradient: Buffer,
+        *,
+        source: Buffer | None = None,
+        made: Buffer | None = None,
+        activation: Activation = Activation.NONE,
+        state: Tensor | None = None,
+        into: Tensor | None = None,
+    ) -> None:
+        """The gradient passes the activation that gave `made`, in place.
+
+        Adds to `into` (threads, 2 · channels or more) float64 its sums, and those of its product
+        with the source less the average in `state`. Pixels that do not exist become zero.
+        """
+        buffers = _with("other", made, output=gradient)
+        self.add(
+            Kind.GRADIENT_SUMS,
+            buffers=_with("input", source, **buffers),
+            arrays={"state": state, "sums": into},
+            sums_stride=0 if into is None else into.stride(0),
+            activation=int(activation),
+        )
+
+    def norm(
+        self, source: Buffer, state: Tensor, sums: Tensor, epsilon: float, *, backward: bool
+    ) -> None:
+        """Once: what sums make of the state of a batch norm (see training_plan.py); clears them."""
+        self.add(
+            Kind.FINISH_NORM_GRADIENT if backward else Kind.NORM,
+            buffers={"input": source},
+            arrays={"state": state, "sums": sums},
+            sums_stride=sums.stride(0),
+            n_copies=len(sums),
+            epsilon=epsilon,
+        )
+
+    def norm_gradient(
+        self, gradient: Buffer, source: Buffer, target: Buffer, state: Tensor
+    ) -> None:
+        """The gradient of a norm's result → that of its source; zero where no pixel is."""
+        self.add(
+            Kind.NORM_GRADIENT,
+            buffers={"input": gradient, "other": source, "output": target},
+            arrays={"state": state},
+        )
+
+    def largest_tap(self, source: Buffer, target: Buffer, axes: tuple[Axis, Axis]) -> None:
+        """The number of the tap with the maximum of each window, the first of equal ones."""
+        self.add(
+            Kind.LARGEST_TAP,
+            buffers={"input": source, "output": target},
+            window=_windows(axes, target.layout.block),
+        )
+
+    def pool_gradient(
+        self, gradient: Buffer, taps: Buffer, target: Buffer, axes: tuple[Axis, Axis]
+    ) -> None:
+        """Gradient and taps of windows → gradient of what was pooled."""
+        self.add(
+            Kind.POOL_GRADIENT,
+            buffers={"input": gradient, "other": taps, "output": target},
+            window=_windows(axes, target.layout.block),
+        )
+
+    def write_values(self, tensor: int, packed: Packed) -> None:
+        """Once: tensor number `tensor`, (non-zeros,) → the values of a matrix."""
+        self.add(
+            Kind.WRITE_VALUES,
+            buffers={},
+            arrays={"entries": packed.entries, "order": packed.order.astype(np.int32)},
+            tensor=tensor,
+            n_entries=len(packed.order),
+        )
+
+    def collect_gradient(self, tensor: int, packed: Packed, sums: Tensor) -> None:
+        """Once: what `gradient` added to `sums` → tensor number `tensor`; clears the sums."""
+        self.add(
+            Kind.COLLECT_GRADIENT,
+            buffers={},
+            arrays={"gradient": sums, "order": packed.order.astype(np.int32)},
+            tensor=tensor,
+            n_entries=len(packed.order),
+            gradient_stride=sums.stride(0),
+            n_copies=len(sums),
+        )
+
+    def change(self, number: int, **fields: int) -> None:
+        """Replace numbers of an operation, which may have been built."""
+        self._operations[number].fields |= fields
+        if self._built is not None:
+            for name, value in fields.items():
+                setattr(self._built[1][number], name, value)
+
     def floats(self, batch: int, threads: int) -> int:
         """What a run needs of working memory, in floats."""
         _, _, own = self._build()
         self._place_shared(batch)
         return own * threads + self._shared_floats
 
-    def run(self, tensors: Sequence[Tensor], batch: int, threads: int | None = None) -> None:
+    def run(
+        self,
+        tensors: Sequence[Tensor],
+        batch: int,
+        threads: int | None = None,
+        *,
+        saved: Tensor | None = None,
+        is_fixed: bool = False,
+    ) -> None:
         """Run all operations.
 
         Args:
@@ -279,11 +394,20 @@ class Program:
                 what `load` and `store` number. Shapes are the caller's to check.
             batch: images.
             threads: as many as torch uses if None.
+            saved: float32, where buffers lie that are saved.
+            is_fixed: threads take turns, so that their sums are the same in every run.
         """
         with self._lock:
-            self._run(tensors, batch, threads or torch.get_num_threads())
+            self._run(tensors, batch, threads or torch.get_num_threads(), saved, is_fixed)
 
-    def _run(self, tensors: Sequence[Tensor], batch: int, threads: int) -> None:
+    def _run(
+        self,
+        tensors: Sequence[Tensor],
+        batch: int,
+        threads: int,
+        saved: Tensor | None,
+        is_fixed: bool,
+    ) -> None:
         segments, operations, own = self._build()
         self._place_shared(batch)
         for operation, raw in zip(self._operations, operations, strict=True):
@@ -293,8 +417,9 @@ class Program:
         arena = _arena(self.library, own * threads + self._shared_floats)
         shared = arena + own * threads * 4
         self.library.handle.sparse_run(
-            segments, len(segments), operations, pointers, batch, arena, own, shared, threads
-        )
+            segments, len(segments), operations, pointers, batch, arena, own, shared,
+            None if saved is None else saved.data_ptr(), threads, int(is_fixed),
+        )  # fmt: skip
 
     def _build(self) -> tuple[Any, Any, int]:
         if self._built is not None:
@@ -305,7 +430,8 @@ class Program:
                 aligned = torch.from_numpy(permutations).clone()  # torch aligns to 64 bytes
                 operation.arrays |= {"offsets": moves, "permutations": aligned}
                 operation.fields["n_moves"] = len(moves)
-        own = _place({b for b in self._buffers() if not b.is_shared})
+        mine = dict.fromkeys(b for b in self._buffers() if not (b.is_shared or b.is_saved))
+        own = _place({b: (b.uses[0], b.uses[-1], b.layout.floats) for b in mine})
         operations = (abi.Op * len(self._operations))()
         for operation, raw in zip(self._operations, operations, strict=True):
             for name, value in operation.fields.items():
@@ -334,19 +460,36 @@ class Program:
         if batch == self._batch:
             return
         assert self._built is not None
-        at = 0
-        for buffer in dict.fromkeys(b for b in self._buffers() if b.is_shared):
-            buffer.at = at
-            at += -(-batch // buffer.layout.grid.images) * buffer.layout.floats
+        begins = [first for first, _ in self._segments]
+        shared = dict.fromkeys(b for b in self._buffers() if b.is_shared)
+        floats = _place(
+            {
+                buffer: (
+                    bisect_right(begins, buffer.uses[0]),  # items do not pass a segment together
+                    bisect_right(begins, buffer.uses[-1]),
+                    -(-batch // buffer.layout.grid.images) * buffer.layout.floats,
+                )
+                for buffer in shared
+            }
+        )
         for operation, raw in zip(self._operations, self._built[1], strict=True):
             for name, buffer in operation.buffers.items():
-                if (buffer.whole or buffer).is_shared:
+                whole = buffer.whole or buffer
+                if whole.is_shared or whole.is_saved:
                     setattr(raw, name, buffer.planes())
-        self._batch, self._shared_floats = batch, at
+        self._batch, self._shared_floats = batch, floats
 
 
 def _with(name: str, buffer: Buffer | None, **buffers: Buffer) -> dict[str, Buffer]:
     return buffers if buffer is None else {**buffers, name: buffer}
+
+
+def _windows(axes: tuple[Axis, Axis], count: tuple[int, int]) -> dict[str, int]:
+    """Of a pool."""
+    y, x = axes
+    window = _window((1, 1), (y.stride, x.stride), count)
+    kernel = {"kernel_y": y.kernel, "kernel_x": x.kernel}
+    return window | kernel | {"pad_y": y.before, "pad_x": x.before}
 
 
 def _window(tile: tuple[int, int], step: tuple[int, int], count: tuple[int, int]) -> dict[str, int]:
@@ -360,25 +503,30 @@ def _window(tile: tuple[int, int], step: tuple[int, int], count: tuple[int, int]
     }
 
 
-def _place(buffers: set[Buffer]) -> int:
-    """Give every buffer a place that nobody else uses at the time; returns the floats needed."""
+def _place(spans: dict[Buffer, tuple[int, int, int]]) -> int:
+    """Give every buffer a place that nobody else uses at the time; returns the floats needed.
+
+    Args:
+        spans: first and last time of use, and floats.
+    """
     placed: list[Buffer] = []
     total = 0
-    for buffer in sorted(buffers, key=lambda b: (b.uses[0], -b.layout.floats)):
-        begin, end = buffer.uses[0], buffer.uses[-1]
+    for buffer, (begin, end, floats) in sorted(
+        spans.items(), key=lambda item: (item[1][0], -item[1][2])
+    ):
         taken = sorted(
-            (other.at, other.at + other.layout.floats)
+            (other.at, other.at + spans[other][2])
             for other in placed
-            if other.uses[0] <= end and begin <= other.uses[-1]
+            if spans[other][0] <= end and begin <= spans[other][1]
         )
         at = 0
         for low, high in taken:
-            if at + buffer.layout.floats <= low:
+            if at + floats <= low:
                 break
             at = max(at, high)
         buffer.at = at
         placed.append(buffer)
-        total = max(total, at + buffer.layout.floats)
+        total = max(total, at + floats)
     return -(-total // LINE**2) * LINE**2
 
 

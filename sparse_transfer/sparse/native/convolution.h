@@ -50,7 +50,7 @@ static inline void finish(V (&c)[RY][RX][PARTS], const Tile& t, const Element* o
 #define ALWAYS_INLINE inline __attribute__((always_inline))  // or sums would leave the registers
 
 template <int RY, int RX>
-static ALWAYS_INLINE void add(Sum (&c)[RY][RX][SUMS], const Entry* e, const Entry* end,
+static ALWAYS_INLINE void add(Sum (&c)[RY][RX][ACCUMULATORS], const Entry* e, const Entry* end,
                               const Tile& t, int64_t column) {
   for (; e != end; ++e) {
     const Factors weights = everywhere(e->values);
@@ -61,10 +61,11 @@ static ALWAYS_INLINE void add(Sum (&c)[RY][RX][SUMS], const Entry* e, const Entr
     for (int y = 0; y < RY; ++y) {
       UNROLL
       for (int x = 0; x < RX; ++x) {
-        Factors inputs[SUMS];
+        Factors inputs[ACCUMULATORS];
         read(in, x * column, inputs);
         UNROLL
-        for (int k = 0; k < SUMS; ++k) c[y][x][k] = add_product(c[y][x][k], weights, inputs[k]);
+        for (int k = 0; k < ACCUMULATORS; ++k)
+          c[y][x][k] = add_product(c[y][x][k], weights, inputs[k]);
       }
       UNROLL
       for (int i = 0; i < TERMS; ++i)
@@ -102,7 +103,7 @@ static void sparse_tile(const Op& op, const Tile& t, int block, int first, int l
       add(c, e, end, t, column);
     } else {
       for (; e != end; e += std::min<int64_t>(CHUNK, end - e)) {
-        Sum sums[RY][RX][SUMS] = {};
+        Sum sums[RY][RX][ACCUMULATORS] = {};
         add(sums, e, e + std::min<int64_t>(CHUNK, end - e), t, column);
         UNROLL
         for (int y = 0; y < RY; ++y)
@@ -123,16 +124,16 @@ static void sparse_tile(const Op& op, const Tile& t, int block, int first, int l
 
 // Values of a dense matrix: rows share what they load. One tile row, RX positions, B channels.
 constexpr int DENSE_ROWS = WIDTH == 16 ? 4 : 2;
-constexpr int DENSE_TILE = WIDTH == 16 ? 6 / SUMS : WIDTH == 8 ? 3 : 1;
+constexpr int DENSE_TILE = WIDTH == 16 ? 6 / ACCUMULATORS : WIDTH == 8 ? 3 : 1;
 
 template <int B, int RX>
-static ALWAYS_INLINE void add(Sum (&c)[B][RX][SUMS], const Weights* w, const int32_t* offsets,
+static ALWAYS_INLINE void add(Sum (&c)[B][RX][ACCUMULATORS], const Weights* w, const int32_t* offsets,
                               int count, const Tile& t) {
   for (int i = 0; i < count; ++i, w += B, offsets += TERMS) {
     const Element* in[TERMS];
     UNROLL
     for (int j = 0; j < TERMS; ++j) in[j] = t.in + offsets[j];
-    Factors v[RX][SUMS];
+    Factors v[RX][ACCUMULATORS];
     UNROLL
     for (int x = 0; x < RX; ++x) read(in, x * t.in_column, v[x]);
     UNROLL
@@ -141,7 +142,8 @@ static ALWAYS_INLINE void add(Sum (&c)[B][RX][SUMS], const Weights* w, const int
       UNROLL
       for (int x = 0; x < RX; ++x)
         UNROLL
-        for (int k = 0; k < SUMS; ++k) c[b][x][k] = add_product(c[b][x][k], weights, v[x][k]);
+        for (int k = 0; k < ACCUMULATORS; ++k)
+          c[b][x][k] = add_product(c[b][x][k], weights, v[x][k]);
     }
   }
 }
@@ -177,7 +179,7 @@ static void dense_tile(const Op& op, const Tile& t, int block, int first, int la
       add(c, w, offsets, k1 - k0, t);
     } else {
       for (int i = 0; i < k1 - k0; i += CHUNK) {
-        Sum sums[B][RX][SUMS] = {};
+        Sum sums[B][RX][ACCUMULATORS] = {};
         add(sums, w + i * B, offsets + i * TERMS, std::min(CHUNK, k1 - k0 - i), t);
         UNROLL
         for (int b = 0; b < B; ++b)
@@ -299,11 +301,10 @@ static void convolve(const Op& op, const Element* in, const Element* other, Elem
   t.in = in + position(op.in, 0, y0 * op.step_y, x0 * op.step_x) * LANES;
   t.in_row = (int64_t)op.step_y * op.in.pitch * LANES;
   t.in_column = (int64_t)op.step_x * LANES;
-  if (other) t.other = other + position(op.other, 0, y0, x0) * LANES;
-  t.other_row = (int64_t)op.other.pitch * LANES;
   t.other_plane = (int64_t)op.other.size * LANES;
 #if !defined(SPARSE_BF16) && !defined(SPARSE_FP16)
   if (op.kind == GRADIENT) {
+    t.other = other + position(op.other, 0, y0, x0) * LANES;
     const auto run = gradient_function(x1 - x0, std::make_index_sequence<MAX_WIDTH>{});
     for (int block = 0; block < op.blocks; ++block) run(op, t, gradient, block, first, last);
     return;
@@ -311,8 +312,10 @@ static void convolve(const Op& op, const Element* in, const Element* other, Elem
 #else
   (void)gradient;  // there are none in 16 bits
 #endif
-  t.out = out + position(op.out, 0, op.first_y + y0 * op.out_step_y,
-                         op.first_x + x0 * op.out_step_x) * LANES;
+  const int out_y = op.first_y + y0 * op.out_step_y, out_x = op.first_x + x0 * op.out_step_x;
+  t.out = out + position(op.out, 0, out_y, out_x) * LANES;
+  if (other) t.other = other + position(op.other, 0, out_y, out_x) * LANES;
+  t.other_row = (int64_t)op.out_step_y * op.other.pitch * LANES;
   t.out_row = (int64_t)op.out_step_y * op.out.pitch * LANES;
   t.out_column = (int64_t)op.out_step_x * LANES;
   t.out_plane = (int64_t)op.out.size * LANES;

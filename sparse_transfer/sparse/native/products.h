@@ -1,5 +1,5 @@
 // Sums of products, the one thing that differs by more than a type between the libraries. A
-// position has SUMS accumulators; after every CHUNK products they are added to floats (0: they are
+// position has some ACCUMULATORS; after every CHUNK products they are added to floats (0: they are
 // floats, and stay).
 #pragma once
 #include "program.h"
@@ -13,7 +13,7 @@ namespace sparse {
 // are those of its even and of its odd groups of four lanes.
 typedef __m512bh Factors;
 typedef V Sum;
-constexpr int SUMS = PARTS, CHUNK = 0;
+constexpr int ACCUMULATORS = PARTS, CHUNK = 0;
 
 template <int ODD, std::size_t... I>
 static inline Line interleaved(Line a, Line b, std::index_sequence<I...>) {
@@ -57,7 +57,7 @@ static inline void put(Element* p, const V* sums) {
 // the rounding of what is multiplied; longer ones would lose more.
 typedef _Float16 Half __attribute__((vector_size(64), may_alias));
 typedef Half Factors, Sum;
-constexpr int SUMS = 1, CHUNK = 64;
+constexpr int ACCUMULATORS = 1, CHUNK = 64;
 
 static inline void read(const Element* const* in, int64_t at, Factors* factors) {
   factors[0] = *reinterpret_cast<const Half*>(in[0] + at);
@@ -76,7 +76,7 @@ static inline void empty(const Sum* sums, V* floats) {
 }
 #else
 typedef V Factors, Sum;
-constexpr int SUMS = PARTS, CHUNK = 0;
+constexpr int ACCUMULATORS = PARTS, CHUNK = 0;
 
 static inline void read(const Element* const* in, int64_t at, Factors* factors) {
   get(in[0] + at, factors);

@@ -25,6 +25,7 @@ struct Planes {
   int32_t channels, height, width, top, left, pitch, size;
   int32_t image_height, image_width;  // pixels of a whole image; blocks may stick out
   int32_t images, rows, columns;
+  int32_t is_saved;  // with `item`: in the arena that outlives the run
 };
 
 struct Entry {  // weights that are not zero, and where their inputs lie from the tile's first
@@ -44,6 +45,15 @@ enum Kind : int32_t {
   MEAN,       // in -> out of one position, over all pixels of an image
   POINTWISE,  // out = activation(in * scale + bias + other) * gate
   REGRID,     // in -> out, which cuts the same images into other lanes
+  SUMS,           // training.h: sums and squares of in, per channel
+  NORM,           // once: state of a batch norm from its sums
+  GRADIENT_SUMS,  // out *= activation'(other); sums of it, and of it times in
+  FINISH_NORM_GRADIENT,  // once: from those sums
+  NORM_GRADIENT,  // out = gradient of other, which was normalised, from in, that of the result
+  LARGEST_TAP,    // in -> out, the tap of each window that has its maximum
+  POOL_GRADIENT,  // in, other (taps) -> out
+  WRITE_VALUES,   // once: tensor -> entries
+  COLLECT_GRADIENT,  // once: gradient of entries -> tensor
 };
 
 struct Op {
@@ -70,9 +80,18 @@ struct Op {
   int32_t kernel_y, kernel_x, pad_y, pad_x;        // pools
   int32_t gate;  // POINTWISE: whether `other` is a gate of one position, which multiplies
   float fill;    // HALO: what lies outside the image
+  int32_t is_frozen;     // NORM and its gradient: average and variance are given
+  double epsilon;        // NORM: added to the variance
+  double* sums;          // per thread and channel: two
+  int64_t sums_stride;
+  float* state;          // of a norm: rows of `State`
+  const int32_t* order;  // WRITE_VALUES, COLLECT_GRADIENT: which weight every entry is
+  int32_t n_entries, n_copies;  // of the gradient or the sums: one for each thread
 };
 
-struct Segment {  // operations that run one after the other for one item: `images` images
+// Operations that run one after the other for one item: `images` images. Where that is 0 they run
+// once, for the whole batch.
+struct Segment {
   int32_t first, count, images;
 };
 

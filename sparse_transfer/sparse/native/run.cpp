@@ -6,6 +6,9 @@
 #endif
 
 #include "convolution.h"
+#if !defined(SPARSE_BF16) && !defined(SPARSE_FP16)
+#include "training.h"  // in floats only
+#endif
 
 #define EXPORT __attribute__((visibility("default")))
 
@@ -20,14 +23,23 @@ __attribute__((constructor)) void watch_forks() {
 }
 
 struct Place {
-  float *own, *batch;  // the two arenas
+  float *own, *batch, *saved;  // the arenas
   void* const* tensors;
   int64_t item, images;  // which item, and how many of its images exist
 };
 
+float* first_item(const Planes& p, const Place& place) {
+  return (p.item < 0 ? place.own : p.is_saved ? place.saved : place.batch) + p.at;
+}
 Element* start(const Planes& p, const Place& place) {
-  return reinterpret_cast<Element*>(p.item < 0 ? place.own + p.at
-                                               : place.batch + p.at + place.item * p.item);
+  return reinterpret_cast<Element*>(first_item(p, place) + (p.item < 0 ? 0 : place.item * p.item));
+}
+bool is_of_entries(const Op& op) {
+  return op.kind == WRITE_VALUES || op.kind == COLLECT_GRADIENT;
+}
+int width(const Op& op) {  // what is divided among threads
+  if (is_of_entries(op)) return op.n_entries;
+  return (op.kind == LOAD || op.kind == GRADIENT_SUMS ? op.out : op.in).channels;
 }
 
 bool is_tiled(const Op& op) {
@@ -42,8 +54,12 @@ int row_parts(const Op& op, int threads) {  // enough work for everybody
 }
 int chunks(const Op& op, int threads) {
   if (is_tiled(op)) return tiles(op) * row_parts(op, threads);
-  return threads == 1 ? 1 : std::min(4 * threads, (op.kind == LOAD ? op.out : op.in).channels);
+  return threads == 1 ? 1 : std::min(4 * threads, width(op));
 }
+
+#if !defined(SPARSE_BF16) && !defined(SPARSE_FP16)
+double* own_sums(const Op& op) { return op.sums + omp_get_thread_num() * op.sums_stride; }
+#endif
 
 void run_chunk(const Op& op, const Place& place, int chunk, int threads) {
   Element* in = op.in.channels ? start(op.in, place) : nullptr;
@@ -58,7 +74,7 @@ void run_chunk(const Op& op, const Place& place, int chunk, int threads) {
     convolve(op, in, other, out, gradient, chunk / parts, first, last);
     return;
   }
-  const int all = (op.kind == LOAD ? op.out : op.in).channels, n = chunks(op, threads);
+  const int all = width(op), n = chunks(op, threads);
   const int c0 = (int64_t)all * chunk / n, c1 = (int64_t)all * (chunk + 1) / n;
   float* tensor = static_cast<float*>(place.tensors ? place.tensors[op.tensor] : nullptr);
   if (op.kind == LOAD || op.kind == STORE)
@@ -72,24 +88,47 @@ void run_chunk(const Op& op, const Place& place, int chunk, int threads) {
     case MEAN: return mean(op, in, out, c0, c1);
     case POINTWISE: return pointwise(op, in, other, out, c0, c1);
     case REGRID:
-      if (op.in.item >= 0) in = reinterpret_cast<Element*>(place.batch + op.in.at);
+      if (op.in.item >= 0) in = reinterpret_cast<Element*>(first_item(op.in, place));
       return regrid(op, in, out, place.item, place.images, c0, c1);
+#if !defined(SPARSE_BF16) && !defined(SPARSE_FP16)
+    case SUMS: {
+      const Existing existing(op.in, place.images);
+      double* found = own_sums(op);
+      return (existing.all ? sums<true> : sums<false>)(op, existing, in, found, c0, c1);
+    }
+    case GRADIENT_SUMS: {
+      const Existing existing(op.out, place.images);
+      double* found = own_sums(op);
+      return (existing.all ? gradient_sums<true> : gradient_sums<false>)(op, existing, in, other,
+                                                                         out, found, c0, c1);
+    }
+    case NORM_GRADIENT: {
+      const Existing existing(op.in, place.images);
+      return (existing.all ? norm_gradient<true> : norm_gradient<false>)(op, existing, in, other,
+                                                                         out, c0, c1);
+    }
+    case NORM: return norm(op, place.images, c0, c1);
+    case FINISH_NORM_GRADIENT: return finish_norm_gradient(op, place.images, c0, c1);
+    case LARGEST_TAP: return largest_tap(op, in, out, c0, c1);
+    case POOL_GRADIENT: return pool_gradient(op, in, other, out, c0, c1);
+    case WRITE_VALUES: return write_values(op, tensor, c0, c1);
+    case COLLECT_GRADIENT: return collect_gradient(op, tensor, c0, c1);
+#endif
   }
 }
 
-Place place_of(const Segment& s, int64_t item, int64_t batch, float* own, float* shared,
-               void* const* tensors) {
-  return {own, shared, tensors, item, std::min<int64_t>(s.images, batch - item * s.images)};
-}
 
 }  // namespace
 
 extern "C" {
 
 // Items that all threads can take one each are run by one thread from first to last operation, out
-// of its own arena; the threads share the operations of those that are left.
+// of its own arena; the threads share the operations of those that are left. The first thread that
+// has time takes the next item; where `is_fixed` they take turns, so that sums over items are the
+// same in every run.
 EXPORT void sparse_run(const Segment* segments, int32_t n_segments, const Op* ops, void* const* tensors,
-                int64_t batch, float* own, int64_t own_stride, float* shared, int32_t threads) {
+                int64_t batch, float* own, int64_t own_stride, float* shared, float* saved,
+                int32_t threads, int32_t is_fixed) {
   if (is_forked_child) threads = 1;
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
@@ -97,20 +136,32 @@ EXPORT void sparse_run(const Segment* segments, int32_t n_segments, const Op* op
     float* arena = own + omp_get_thread_num() * own_stride;
     for (int s = 0; s < n_segments; ++s) {
       const Segment& segment = segments[s];
-      const int64_t items = (batch + segment.images - 1) / segment.images;
-      const int64_t alone = items / team * team;
+      const int64_t images = segment.images ? segment.images : batch;
+      const int64_t items = (batch + images - 1) / images, alone = items / team * team;
+      const Op *begin = ops + segment.first, *end = begin + segment.count;
+      const auto run_item = [&](int64_t item) {
+        const Place place = {arena, shared, saved, tensors, item, std::min(images, batch - item * images)};
+        for (const Op* op = begin; op < end; ++op)
+          for (int c = 0, n = chunks(*op, 1); c < n; ++c) run_chunk(*op, place, c, 1);
+      };
+      if (is_fixed) {
+#pragma omp for schedule(static, 1)
+        for (int64_t item = 0; item < alone; ++item) run_item(item);
+      } else {
 #pragma omp for schedule(dynamic, 1)
-      for (int64_t item = 0; item < alone; ++item) {
-        const Place place = place_of(segment, item, batch, arena, shared, tensors);
-        for (int i = segment.first; i < segment.first + segment.count; ++i)
-          for (int c = 0, n = chunks(ops[i], 1); c < n; ++c) run_chunk(ops[i], place, c, 1);
+        for (int64_t item = 0; item < alone; ++item) run_item(item);
       }
       for (int64_t item = alone; item < items; ++item) {
-        const Place place = place_of(segment, item, batch, own, shared, tensors);
-        for (int i = segment.first; i < segment.first + segment.count; ++i) {
-          const int n = chunks(ops[i], team);
+        const Place place = {own, shared, saved, tensors, item, std::min(images, batch - item * images)};
+        for (const Op* op = begin; op < end; ++op) {
+          const int n = chunks(*op, team);
+          if (is_fixed) {
+#pragma omp for schedule(static, 1)
+            for (int c = 0; c < n; ++c) run_chunk(*op, place, c, team);
+          } else {
 #pragma omp for schedule(dynamic, 1)
-          for (int c = 0; c < n; ++c) run_chunk(ops[i], place, c, team);
+            for (int c = 0; c < n; ++c) run_chunk(*op, place, c, team);
+          }
         }
       }
     }

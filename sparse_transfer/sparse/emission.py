@@ -1,0 +1,141 @@
+"""A convolution's operations: forward, gradient to the input, gradient to the non-zeros.
+
+Each appends to a program and returns the matrices in it that hold values.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparse_transfer.sparse import tiling
+from sparse_transfer.sparse.layout import Axis, Grid, Halo, Layout
+from sparse_transfer.sparse.library import Library
+from sparse_transfer.sparse.packing import Packed, Pattern, in_type, pack_backward, pack_forward
+from sparse_transfer.sparse.program import Buffer, Program
+
+
+def convolve(
+    program: Program,
+    pattern: Pattern,
+    values: np.ndarray,
+    axes: tuple[Axis, Axis],
+    source: Buffer,
+    target: Buffer,
+) -> Packed:
+    """target = weight * source, whose halo has been filled with zeros."""
+    tile, blocks = _cut(program.library, pattern, source.layout, target.layout.block, axes)
+    packed = pack_forward(pattern, values, axes, source.layout, blocks)
+    packed = in_type(packed, program.library.dtype)
+    program.sparse(
+        packed,
+        source,
+        target,
+        tile=tile,
+        blocks=blocks,
+        channels=_every(target.layout),
+        step=(axes[0].stride, axes[1].stride),
+        count=target.layout.block,
+    )
+    return packed
+
+
+def backward_halo(axes: tuple[Axis, Axis], grid: Grid) -> Halo:
+    """What `input_gradient` and a pool's gradient read around a block of the output."""
+    (top, bottom), (left, right) = (
+        axis.backward_halo(parts)
+        for axis, parts in zip(axes, (grid.rows, grid.columns), strict=True)
+    )
+    return Halo(top, left, bottom, right)
+
+
+def input_gradient(
+    program: Program,
+    pattern: Pattern,
+    values: np.ndarray,
+    axes: tuple[Axis, Axis],
+    gradient: Buffer,
+    target: Buffer,
+    residual: Buffer | None = None,
+) -> list[Packed]:
+    """target = transposed weight * gradient (+ residual); its halo has been filled with zeros.
+
+    One operation for each remainder of the position by the stride.
+    """
+    y, x = axes
+    halo, block = gradient.layout.halo, target.layout.block
+    reach = (halo.top + halo.bottom, halo.left + halo.right)
+    matrices = []
+    for phase_y in y.phases():
+        for phase_x in x.phases():
+            first = (phase_y[0], phase_x[0])
+            count = (-(-(block[0] - first[0]) // y.stride), -(-(block[1] - first[1]) // x.stride))
+            if min(count) < 1:
+                continue
+            tile = tiling.tiles(program.library, count, 1)[0]
+            blocks = tiling.blocks(gradient.layout, tile, (1, 1), reach)
+            phases = (phase_y, phase_x)
+            matrices.append(pack_backward(pattern, values, phases, gradient.layout, blocks))
+            program.sparse(
+                matrices[-1],
+                gradient,
+                target,
+                tile=tile,
+                blocks=blocks,
+                channels=_every(target.layout),
+                step=(1, 1),
+                count=count,
+                first=first,
+                out_step=(y.stride, x.stride),
+                residual=residual,
+            )
+    return matrices
+
+
+def value_gradient(
+    program: Program,
+    pattern: Pattern,
+    values: np.ndarray,
+    axes: tuple[Axis, Axis],
+    source: Buffer,
+    gradient: Buffer,
+    into: Tensor,
+) -> Packed:
+    """into (threads, at least the non-zeros) += gradient of the values, in the matrix's order."""
+    block = gradient.layout.block
+    width = min(block[1], program.library.max_width)
+    tile = (1, -(-block[1] // -(-block[1] // width)))
+    _, blocks = _cut(program.library, pattern, source.layout, block, axes, tile)
+    packed = pack_forward(pattern, values, axes, source.layout, blocks)
+    program.gradient(
+        packed,
+        source,
+        gradient,
+        into,
+        tile=tile,
+        blocks=blocks,
+        channels=_every(gradient.layout),
+        step=(axes[0].stride, axes[1].stride),
+    )
+    return packed
+
+
+def _every(layout: Layout) -> np.ndarray:
+    return np.arange(layout.channels, dtype=np.int32)
+
+
+def _cut(
+    library: Library,
+    pattern: Pattern,
+    source: Layout,
+    count: tuple[int, int],
+    axes: tuple[Axis, Axis],
+    tile: tuple[int, int] | None = None,
+) -> tuple[tuple[int, int], int]:
+    step = (axes[0].stride, axes[1].stride)
+    tile = tile or tiling.tiles(library, count, step[1])[0]
+    if pattern.groups == pattern.channels or library.dtype != torch.float32:
+        return tile, 1  # every row reads one channel; or sums are not to be kept in 16 bits
+    reach = tuple(axis.dilation * (axis.kernel - 1) for axis in axes)
+    return tile, tiling.blocks(source, tile, step, (reach[0], reach[1]))
