@@ -10,10 +10,12 @@ worth nothing: `--checkpoint FOLDER` measures a pruned and fine-tuned network of
 not depend on its images is refused.
 Every cell is one process's interleaved rounds: each engine once per round, in rotating order; the
 figure is the median over rounds of best dense time / sparse time in the same round, in brackets its
-95 % interval. "Best dense" is the dense engine of the smallest median: PyTorch eager channels-last
-with folded batch norms, torch.compile with freezing, ONNX Runtime, and OpenVINO where installed;
-the row `bf16` admits bf16 in PyTorch and OpenVINO as well, and runs our bf16 kernels. All outputs
-are compared with PyTorch's before anything is timed. Tuning is done before, and its time printed.
+95 % interval. "Best dense" is the dense backend of the smallest median: PyTorch channels-last with
+folded batch norms, eager or compiled, whichever its own measurement found faster; ONNX Runtime; and
+OpenVINO where installed. The row `bf16` admits bf16 in PyTorch and OpenVINO as well, and lets
+`compile` take our bf16 kernels; where float32 ones are faster it takes those, and the cell's
+`precision` says so. All outputs are compared with PyTorch's before anything is timed. Tuning is
+done before, and its time printed.
 PASS and MISS refer to the goals in `ROWS`; rows with `own` are compared with our own dense path
 alone: never slower, and never fewer than 30 rounds. What has no goal is printed without one.
 
@@ -25,13 +27,11 @@ model's, and growth over 1,000 calls.
 from __future__ import annotations
 
 import argparse
-import copy
-import importlib.util
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -60,7 +60,6 @@ from torch import Tensor, nn
 from sparse_transfer import load, plugins
 from sparse_transfer.cost import macs
 from sparse_transfer.errors import UserError
-from sparse_transfer.fusion import fold_batch_norms
 from sparse_transfer.latency import Prepared, agreement
 from sparse_transfer.pruning.masks import Masks
 from sparse_transfer.sparse.engine import compile
@@ -68,8 +67,8 @@ from sparse_transfer.sparse.engine import compile
 NEVER_SLOWER, ROUNDS = 0.97, 30
 CONSTANT = 1e-4  # dependence on the image below which a network has collapsed
 BF16_ERROR = 5e-2  # relative error (Euclidean norm) of a bf16 network that is the same function
-FLOAT32 = ("dense", "inductor", "onnxruntime", "openvino")
-BF16 = ("dense-bf16", "inductor-bf16", "openvino-bf16")
+FLOAT32 = ("dense", "onnxruntime", "openvino")
+BF16 = ("dense-bf16", "openvino-bf16")
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class Row:
     batch: int
     goals: Mapping[float, float | None]
     allocation: str = "uniform"
-    own: bool = False  # compared with our own dense path (PyTorch eager), not with the best of all
+    own: bool = False  # compared with our own dense path (PyTorch), not with the best of all
     dtype: torch.dtype = torch.float32
 
 
@@ -191,68 +190,11 @@ def dense_engines(model: nn.Module, example: Tensor, names: list[str]) -> dict[s
 
 
 def _engine(model: nn.Module, example: Tensor, name: str) -> Prepared:
-    kind, _, precision = name.partition("-")
-    if kind == "openvino":
-        return _openvino(model, example, precision or "f32")
-    if kind == "inductor":
-        lower = _lower(model) if precision else model
-        return _inductor(lower, example)
-    if precision:
-        return _eager_bf16(model)
     backend = plugins.load("backend", name)()
     reason = backend.available()
     if reason is not None:
         raise UserError(reason)
     return backend.prepare(model, example)
-
-
-def _lower(model: nn.Module) -> nn.Module:
-    folded, _ = fold_batch_norms(model)
-    return folded.to(torch.bfloat16, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-
-
-def _eager_bf16(model: nn.Module) -> Prepared:
-    lower = _lower(copy.deepcopy(model))
-
-    def run(images: Tensor) -> Tensor:
-        with torch.inference_mode():
-            inside = images.to(torch.bfloat16, memory_format=torch.channels_last)
-            return lower(inside).float()
-
-    return Prepared(run)
-
-
-def _inductor(model: nn.Module, example: Tensor) -> Prepared:
-    """torch.compile with the weights frozen, in the precision of the weights."""
-    import torch._inductor.config as config
-
-    config.freezing = True
-    compiled = torch.compile(model)
-    dtype = next(model.parameters()).dtype
-
-    def run(images: Tensor) -> Tensor:
-        with torch.inference_mode():
-            return compiled(images.to(dtype)).float()
-
-    run(example)
-    return Prepared(run)
-
-
-def _openvino(model: nn.Module, example: Tensor, precision: str) -> Prepared:
-    if importlib.util.find_spec("openvino") is None:
-        raise ImportError("openvino is not installed")
-    import openvino  # pyright: ignore[reportMissingImports]
-
-    core = openvino.Core()
-    hints = {
-        "INFERENCE_PRECISION_HINT": precision,
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "PERFORMANCE_HINT": "LATENCY",
-    }
-    converted = openvino.convert_model(model, example_input=example)
-    converted.reshape(list(example.shape))
-    network = core.compile_model(converted, "CPU", hints)
-    return Prepared(lambda images: torch.from_numpy(network(images.numpy())[0]))
 
 
 def measure_cell(
@@ -267,7 +209,7 @@ def measure_cell(
     compiled = compile(model, example, **precision)
     compile_s = time.perf_counter() - began
     wanted = ["dense"] if row.own else engines + list(BF16 if is_lower else ())
-    callables: dict[str, Callable[[Tensor], Tensor]] = dict(dense_engines(model, example, wanted))
+    callables: dict[str, Any] = dict(dense_engines(model, example, wanted))
     dense = list(callables)
     callables["sparse"] = compiled
     with torch.inference_mode():
@@ -288,13 +230,14 @@ def measure_cell(
         "measured_sparsity": masks.sparsity(),
         **ratio(seconds[best], seconds["sparse"]),
         "goal": row.goals[sparsity],
-        "own": row.own,
         "best_dense": best,
+        "notes": {name: callables[name].note for name in dense},
         "median_s": {name: float(np.median(taken)) for name, taken in seconds.items()},
         "relative_error": errors["sparse"],
         "errors": errors,
         "compile_s": compile_s,
         "engine": compiled.engine,
+        "precision": str(compiled.dtype).removeprefix("torch."),
         "reason": compiled.reason,
     }
 
@@ -367,7 +310,7 @@ def _print(cell: dict[str, Any]) -> None:
     print(
         f"  {cell['measured_sparsity']:>4.0%} (MACs {cell['mac_density']:.3f})  {shown(cell)}  "
         f"error {cell['relative_error']:.0e}  ms: {medians}; compiled in "
-        f"{cell['compile_s']:.1f} s; {cell['engine']}"
+        f"{cell['compile_s']:.1f} s; {cell['engine']}, {cell['precision']}"
         + ("  (was there)" if cell.get("was_there") else ""),
         flush=True,
     )

@@ -1,7 +1,9 @@
 """Markdown tables from the JSON files of the sparse benchmarks, so that no figure is typed by hand.
 
     python benchmarks/tables.py inference.json training.json layers.json scaling.json
+    python benchmarks/tables.py inference.json --into docs/when-zeros-pay.md
 
+The second puts them between `<!-- sparse_inference -->` and `<!-- /sparse_inference -->` of a page.
 Every table is headed by its machine. A cell is a median with its 95 % interval, the goal where
 there is one, and PASS or MISS; sparsity and MAC density are percentages.
 """
@@ -44,7 +46,7 @@ def densities(cells: Iterable[Cell]) -> Iterator[str]:
             [
                 cell["row"], f"{100 * cell['measured_sparsity']:.1f}",
                 f"{100 * cell['mac_density']:.1f}", _interval(cell), cell["best_dense"],
-                cell["engine"], f"{cell['compile_s']:.1f}",
+                f"{cell['engine']}, {cell['precision']}", f"{cell['compile_s']:.1f}",
             ]
             for cell in sorted(cells, key=lambda cell: cell["mac_density"])
         ),
@@ -147,6 +149,20 @@ def document(path: Path) -> Iterator[str]:
     yield ""
 
 
+def filled(page: str, kind: str, lines: Iterable[str]) -> str:
+    """The page with the lines between the marks of a benchmark, in the place of what was there.
+
+    Raises:
+        UserError: the page has no such marks.
+    """
+    start, end = f"<!-- {kind} -->", f"<!-- /{kind} -->"
+    head, found, rest = page.partition(start)
+    _, closed, tail = rest.partition(end)
+    if not found or not closed:
+        raise UserError(f"The page has no place for {kind}.", f"It lacks {start} or {end}.")
+    return "\n".join([head + start, *lines, end + tail])
+
+
 def _interval(figures: Cell) -> str:
     text = f"{figures['speedup']:.2f}"
     if figures["interval"] is not None:
@@ -176,8 +192,17 @@ def main() -> int:
     """Print the tables of all files."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("files", nargs="+", type=Path, help="JSON files of the sparse benchmarks")
-    for path in parser.parse_args().files:
-        sys.stdout.write("\n".join(document(path)) + "\n")
+    parser.add_argument("--into", type=Path, help="write them into this page, do not print them")
+    options = parser.parse_args()
+    for path in options.files:
+        lines = list(document(path))
+        if options.into is None:
+            sys.stdout.write("\n".join(lines) + "\n")
+            continue
+        page = options.into.read_text(encoding="utf-8")
+        page = filled(page, store.read_json(path)["benchmark"], lines)
+        with store.replacing(options.into) as temporary:
+            temporary.write_text(page, encoding="utf-8")
     return 0
 
 

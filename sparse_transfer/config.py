@@ -214,6 +214,12 @@ class FullProfile(Training):
             raise ValueError("`lr_grid` needs a `validation` share to choose on")
         return self
 
+    @model_validator(mode="after")
+    def _kernels_compute_in_fp32(self) -> FullProfile:
+        if self.engine == "sparse" and self.precision != "fp32":
+            raise ValueError(f"`engine: sparse` trains in fp32; choose `auto` for {self.precision}")
+        return self
+
 
 class OnlineProfile(Training):
     """Linear fine-tuning on line: the frozen backbone is recomputed each step, on augmented images.
@@ -384,7 +390,7 @@ class Bench(Frozen):
     @property
     def regimes(self) -> dict[int, tuple[int, ...]]:
         """Images per call → milliseconds of idling before each call, one measurement for each."""
-        made = dict.fromkeys(self._sizes, (0,))
+        made: dict[int, tuple[int, ...]] = {size: (0,) for size in self._sizes}
         if self.idle_ms:
             made[1] = (*made.get(1, ()), self.idle_ms)
         return made

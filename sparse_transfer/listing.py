@@ -102,7 +102,7 @@ def _absent(kind: str, name: str) -> str:
     if kind != "backend":
         return ""
     reason = plugins.load(kind, name)().available()
-    return f" [not available here: {reason}]" if reason else ""
+    return f" [not available here: {' '.join(reason.split())}]" if reason else ""
 
 
 def _options(kind: str, name: str) -> list[str]:

@@ -24,3 +24,8 @@ def tolerance(backend: object) -> float:
 def needs_images(backend: object) -> bool:
     """Whether `prepare` takes training images as its third argument, to calibrate on."""
     return getattr(backend, "needs_images", False)
+
+
+def device(backend: object) -> str:
+    """The kind of device that a backend wants model and images on: its own word, else the CPU."""
+    return getattr(backend, "device", "cpu")

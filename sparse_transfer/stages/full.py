@@ -130,18 +130,19 @@ def fine_tune(
             seed=derive(spec.seed, "calibration"),
             accelerator=accelerator,
         )
-    keeper = FixedMask(model, _without_head(opened.masks, model))
-    choice = _engine(model, keeper.masks, spec, out, context)
-    trainee: nn.Module = model
+    masks = _without_head(opened.masks, model)
+    keeper = FixedMask(model, masks)
+    choice = _engine(model, masks, spec, out, context)
     if choice.name == "sparse":
-        trainee = _converted(model, keeper.masks, spec)
+        model = _converted(model, masks, spec)
+        keeper = FixedMask(model, None)  # there is nothing but non-zeros
     trained = loop.train(
-        trainee,
+        model,
         inputs.AugmentedImages(
             transform.images(train, context.cache, profile.augment), derive(spec.seed, "full")
         ),
         profile,
-        keeper=keeper if trainee is model else FixedMask(trainee, None),
+        keeper=keeper,
         seed=derive(spec.seed, "full"),
         accelerator=accelerator,
         resume=out,
@@ -150,9 +151,9 @@ def fine_tune(
         freeze_bn=profile.bn != "train",
         lr=lr,
     )
-    if isinstance(trainee, TrainingModel):
-        model = trainee.to_dense()
-        keeper = FixedMask(model, keeper.masks)
+    if isinstance(model, TrainingModel):
+        model = model.to_dense()
+        keeper = FixedMask(model, masks)
         keeper.finish()
     images = transform.images(scored, context.cache)
     held_images = transform.images(held_out, context.cache) if held_out is not None else None

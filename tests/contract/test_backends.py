@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_transfer import models, plugins  # noqa: F401 - registers the small variants
-from sparse_transfer.backends import needs_images, tolerance
+from sparse_transfer.backends import device, needs_images, tolerance
 from sparse_transfer.latency import agreement
 
 BACKENDS = plugins.names("backend")
@@ -60,8 +60,9 @@ def test_it_is_available_or_says_why_not(name):
 def test_it_agrees_with_the_model_and_leaves_it_alone(name, model, images):
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     made = backend(name)
-    run = made.prepare(model, images, *([images] if needs_images(made) else []))
-    output = run(images)
+    there = images.to(device(made))
+    run = made.prepare(model, there, *([images] if needs_images(made) else []))
+    output = run(there)
     assert model.training
     assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
     model.eval()
@@ -70,5 +71,5 @@ def test_it_agrees_with_the_model_and_leaves_it_alone(name, model, images):
     model.train()
     assert output.shape == expected.shape and output.dtype == torch.float32
     agreement(name, output, expected, tolerance(made))
-    agreement(name, run(-images), others, tolerance(made))
+    agreement(name, run(-there), others, tolerance(made))
     assert run.note

@@ -174,15 +174,15 @@ def stopped(parent: Path, out: Path, cache: Path, monkeypatch, **changes) -> Non
 @needs_kernels
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_resumed_sparse_run_is_an_uninterrupted_one_to_the_last_bit(
-    half_pruned, tmp_path, monkeypatch, optimizer
+    pruned, tmp_path, monkeypatch, optimizer
 ):
     whole, halves, cache = tmp_path / "whole", tmp_path / "halves", tmp_path / "cache"
     changes = {"optimizer": config.Optimizer(name=optimizer, lr=1e-3)}
-    expected = carry_out(half_pruned, whole, cache, **changes)
-    stopped(half_pruned, halves, cache, monkeypatch, **changes)
+    expected = carry_out(pruned.parent, whole, cache, **changes)
+    stopped(pruned.parent, halves, cache, monkeypatch, **changes)
     assert resume.facts_of(halves) is not None
     # the rule would take the dense engine for so small a network; the run goes on as it began
-    found = carry_out(half_pruned, halves, cache, engine="auto", **changes)
+    found = carry_out(pruned.parent, halves, cache, engine="auto", **changes)
     assert np.array_equal(logits(whole), logits(halves))
     assert found["training"]["engine"] == expected["training"]["engine"]
     assert len(found["training"]["losses"]) < len(expected["training"]["losses"])

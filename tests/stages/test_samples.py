@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparse_transfer import checkpoint, config, models
-from sparse_transfer.stages import samples
-from sparse_transfer.stages.bench import Source, measure_checkpoints
+from sparse_transfer import checkpoint, config, devices, models, plan
+from sparse_transfer.stages import bench, samples
+from sparse_transfer.stages.context import Context
 
 TASK = config.TaskRef(name="shapes")
 PREPROCESS = config.Preprocess(image_size=16, crop="none")
@@ -97,18 +97,22 @@ def test_8_bit_integers_have_a_time_and_an_accuracy(folder: Path, classes: int):
 
     if Backend().available():
         pytest.skip(Backend().available())
-    own = save(folder / "int8", classes)
+    own = save(folder / "int8" / "checkpoint", classes)
     settings = config.Bench(backends=("dense", "onnxruntime-int8"), batch_size=4, repeats=3)
-    rows, reasons = measure_checkpoints(own, None, settings)
+    rows, reasons = bench.measure_checkpoints(own, None, settings)
     assert [row["backend"] for row in rows] == ["dense"]
     assert reasons == [
         "onnxruntime-int8: it is calibrated on training images, and there are none: "
         "name the upstream task"
     ]
-    source = Source(TASK, PREPROCESS, None, folder / "cache")
-    rows, reasons = measure_checkpoints(own, None, settings, None, source)
-    assert reasons == []
-    exact, rounded = rows
+    node = plan.Run(
+        "bench", plan.Subject("net", "dense", 0.0, 0),
+        plan.BenchSpec(settings, 16, TASK, PREPROCESS), {},
+    )  # fmt: skip
+    context = Context(devices.accelerator(), None, folder / "cache")
+    result = bench.run(node, {"checkpoint": own.parent}, folder / "out", context)
+    assert result["unavailable"] == []
+    exact, rounded = result["bench"]
     assert "accuracy" not in exact and rounded["backend"] == "onnxruntime-int8"
     assert rounded["scored_images"] > 50
     assert abs(rounded["accuracy"] - rounded["accuracy_float32"]) < 0.1
