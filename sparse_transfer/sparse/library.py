@@ -104,7 +104,7 @@ def best_level(dtype: torch.dtype = torch.float32) -> str:
             available(dtype) or f"{CHOICE}={wanted} asks for a level that has only float32.",
             "Use torch.float32.",
         )
-    if not is_lower:
+    if wanted is None or not is_lower:
         return usable[-1]
     if wanted not in LEVELS:
         raise unknown_name("level of the sparse kernels", wanted, _NAMES)
