@@ -23,6 +23,7 @@ if platform.machine() in ("x86_64", "AMD64"):
         "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
     }
     LEVELS["avx512bf16"] = [*LEVELS["avx512"], "-mavx512bf16", "-DSPARSE_BF16"]
+    LEVELS["avx512fp16"] = [*LEVELS["avx512"], "-mavx512fp16", "-DSPARSE_FP16"]
 names = list(LEVELS)
 wanted = os.environ.get("SPARSE_TRANSFER_KERNELS", names[-1])
 highest = names.index(wanted) if wanted in names else len(names) - 1

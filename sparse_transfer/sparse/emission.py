@@ -6,12 +6,13 @@ Each appends to a program and returns the matrices in it that hold values.
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sparse_transfer.sparse import tiling
 from sparse_transfer.sparse.layout import Axis, Grid, Halo, Layout
 from sparse_transfer.sparse.library import Library
-from sparse_transfer.sparse.packing import Packed, Pattern, pack_backward, pack_forward, pairs
+from sparse_transfer.sparse.packing import Packed, Pattern, in_type, pack_backward, pack_forward
 from sparse_transfer.sparse.program import Buffer, Program
 
 
@@ -26,8 +27,7 @@ def convolve(
     """target = weight * source, whose halo has been filled with zeros."""
     tile, blocks = _cut(program.library, pattern, source.layout, target.layout.block, axes)
     packed = pack_forward(pattern, values, axes, source.layout, blocks)
-    if program.library.terms == 2:
-        packed = pairs(packed)
+    packed = in_type(packed, program.library.dtype)
     program.sparse(
         packed,
         source,
@@ -135,7 +135,7 @@ def _cut(
 ) -> tuple[tuple[int, int], int]:
     step = (axes[0].stride, axes[1].stride)
     tile = tile or tiling.tiles(library, count, step[1])[0]
-    if pattern.groups == pattern.channels or library.terms == 2:
-        return tile, 1  # every row reads one channel; or sums are not to be kept in bfloat16
+    if pattern.groups == pattern.channels or library.dtype != torch.float32:
+        return tile, 1  # every row reads one channel; or sums are not to be kept in 16 bits
     reach = tuple(axis.dilation * (axis.kernel - 1) for axis in axes)
     return tile, tiling.blocks(source, tile, step, (reach[0], reach[1]))

@@ -26,9 +26,14 @@ from sparse_transfer.sparse.planning import Planner, Row
 from sparse_transfer.sparse.program import Program
 from sparse_transfer.sparse.tuning import Timing
 
-# of the largest output; more is an error of the engine, and it is not used
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
 CHECKED = 4  # images of the example whose outputs are compared with PyTorch's: first to last
+# of the largest output; more is an error of the engine, and it is not used
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-2}
+# by what may be lost: the types of the engine that lose no more
+TYPES = {
+    torch.float32: (torch.float32,),
+    torch.bfloat16: (torch.bfloat16, torch.float16, torch.float32),
+}
 ROUNDS, FEWEST, BUDGET = 7, 3, 4.0  # of the comparison with PyTorch; fewer after so many seconds
 GAIN = 1.03  # what the engine must be faster by, lest noise choose it
 
@@ -77,8 +82,10 @@ class Compiled:
         rows: Sequence[Row] = (),
         timing: Timing | None = None,
         dtype: torch.dtype = torch.float32,
+        instead: nn.Module | None = None,
     ) -> None:
         self.module, self.engine, self.reason = module, engine, reason
+        self._instead = instead  # what is called where numbers outgrow float16
         self.rows, self.timing, self.dtype = tuple(rows), timing, dtype
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -90,7 +97,10 @@ class Compiled:
         with torch.inference_mode():
             if self.engine == "dense":
                 images = images.contiguous(memory_format=torch.channels_last)
-            return self.module(images)
+            found = self.module(images)
+            if self._instead is not None and not found.isfinite().all():
+                found = self._instead(images.contiguous(memory_format=torch.channels_last))
+            return found
 
     def explain(self) -> str:
         """The choices and their times as a table, one line for each convolution."""
@@ -122,19 +132,21 @@ def compile(  # noqa: A001
             be run, but layouts were chosen for this one.
         tune: measure; without it layouts and kernels are chosen by rule and the engine is used
             wherever it can be.
-        dtype: torch.bfloat16 allows values between layers to be rounded to bfloat16 where that is
-            faster; images and outputs are float32 all the same. Then the engine in bfloat16, the
-            engine in float32 and PyTorch in bfloat16 are measured, and the fastest is taken. The
-            engine may be off by 1e-2 of the largest output, or by twice what PyTorch is off by.
+        dtype: torch.bfloat16 allows values between layers to be rounded to 16 bits where that is
+            faster; images and outputs are float32 all the same. Then PyTorch in bfloat16 and the
+            engine in bfloat16, float16 (eight times as exact, but not beyond 65504; where an output
+            is not finite PyTorch is called instead) and float32 are measured, as far as the CPU has
+            them, and the fastest is taken. The engine may be off by 1e-2 of the largest output, or
+            by twice what PyTorch is off by.
 
     Raises:
         UserError: the model or the example is not on the CPU in float32, or there are no kernels
             (of that type, for this CPU).
     """
-    if dtype not in TOLERANCE:
+    if dtype not in TYPES:
         raise UserError(
             f"A sparse model cannot be compiled for {dtype}.",
-            f"There are kernels for {' and '.join(map(str, TOLERANCE))}.",
+            f"There are kernels for {' and '.join(map(str, TYPES))}.",
         )
     reason = library.available(dtype)
     if reason is not None:
@@ -166,7 +178,8 @@ def compile(  # noqa: A001
     with torch.inference_mode():
         checked = torch.linspace(0, len(example) - 1, min(CHECKED, len(example))).long()
         expected = ShapeProp(graph).propagate(example[checked])  # images do not know of each other
-    types = [dtype, torch.float32] if tune and dtype != torch.float32 else [dtype]
+    types = [kind for kind in TYPES[dtype] if library.levels(kind)]
+    types = types if tune else types[:1]
     found = [_engine(graph, plain, example, (checked, expected), kind, tune) for kind in types]
     return min(found, key=_relative_time)
 
@@ -198,9 +211,11 @@ def _engine(
     words = f"{len(sparse)} of {len(rows)} convolutions skip their zeros; {plain.reason}"
     if linear:
         words = f"{len(linear)} linear layers and {words}"
-    engine = Compiled(module, "sparse", words, rows, dtype=dtype)
     checked, expected = sample
-    error, allowed = _error(engine(example)[checked], expected), TOLERANCE[dtype]
+    instead = plain.module if dtype == torch.float16 else None
+    engine = Compiled(module, "sparse", words, rows, None, dtype, instead)
+    with torch.inference_mode():
+        error, allowed = _error(module(example)[checked], expected), TOLERANCE[dtype]
     if dtype != torch.float32:  # some networks magnify rounding, whoever rounds
         allowed = max(allowed, 2 * _error(plain(example[checked]), expected))
     if not error <= allowed:  # NaN is not
@@ -212,7 +227,7 @@ def _engine(
     gain = f"{timing.dense / timing.sparse:.2f} times as fast as PyTorch"
     if timing.dense < GAIN * timing.sparse:
         return _instead(plain, f"the engine is {gain}", rows, timing)
-    return Compiled(module, "sparse", f"{gain}; {words}", rows, timing, dtype)
+    return Compiled(module, "sparse", f"{gain}; {words}", rows, timing, dtype, instead)
 
 
 def _instead(
@@ -222,10 +237,8 @@ def _instead(
 
 
 def _relative_time(compiled: Compiled) -> float:
-    """Of what PyTorch takes; 1 where it is PyTorch."""
-    if compiled.engine == "dense" or compiled.timing is None:
-        return 1.0
-    return compiled.timing.sparse / compiled.timing.dense
+    """What the engine takes of PyTorch's time; 1 where nothing was measured."""
+    return compiled.timing.sparse / compiled.timing.dense if compiled.timing else 1.0
 
 
 def regions_of(graph: fx.GraphModule, steps: dict[str, Step]) -> list[list[fx.Node]]:

@@ -48,8 +48,8 @@ class SparseConvolution:
         groups: of channels.
         kept: bool of the weight's shape; what is not zero if None. Values that are kept may be 0.
         level: of instructions, see `library.LEVELS`; the best of float32 if None. `library.BF16`
-            rounds weights, inputs and outputs to bfloat16 (sums are float32, relative error about
-            2e-3), takes and returns float32, and has no gradients.
+            and `library.FP16` round weights, inputs and outputs to bfloat16 and float16 (relative
+            errors about 3e-3 and 1e-3), take and return float32, and have no gradients.
 
     Raises:
         UserError: the kernels were not compiled; a tensor or number does not fit.
@@ -97,7 +97,7 @@ class SparseConvolution:
         """Replace the non-zeros; `values` (non-zeros,) float32."""
         check(values, "values", (len(self._values),))
         self._values = values.detach().contiguous().numpy().copy()
-        if self.library.terms == 2:
+        if self.library.dtype != torch.float32:
             self._plans.clear()
         for plan in self._plans.values():
             for packed in plan.packed:

@@ -21,7 +21,10 @@ from sparse_transfer.errors import UserError, unknown_name
 from sparse_transfer.sparse import abi
 
 LEVELS = ("portable", "avx2", "avx512")  # of float32; each contains those before it
-BF16 = "avx512bf16"  # of bfloat16: contains all of them, and has kernels of that type alone
+# of 16 bits: each contains all before it, and has kernels of one type alone
+BF16, FP16 = "avx512bf16", "avx512fp16"
+HALVES = {BF16: torch.bfloat16, FP16: torch.float16}
+_NAMES = (*LEVELS, *HALVES)
 CHOICE = "SPARSE_TRANSFER_KERNELS"
 
 
@@ -30,9 +33,9 @@ class Library:
     """One loaded library.
 
     Attributes:
-        level: its name in `LEVELS`, or `BF16`.
+        level: its name in `LEVELS` or `HALVES`.
         handle: the functions.
-        lanes: elements of a position: 16 of float32 or 32 of bfloat16.
+        lanes: elements of a position: 16 of float32 or 32 of 16 bits.
         vector: floats of a register.
         max_tile: positions of a tile of a sparse convolution.
         max_width, max_height: positions of such a tile along a row, and rows.
@@ -51,13 +54,11 @@ class Library:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What planes hold. Tensors that come and go, biases and all sums are float32."""
-        return torch.bfloat16 if self.level == BF16 else torch.float32
+        """What planes hold. Tensors that come and go, biases and sums are float32.
 
-    @property
-    def terms(self) -> int:
-        """Non-zeros that are multiplied at once."""
-        return 2 if self.level == BF16 else 1
+        In float16 up to 64 products are summed in float16 before they are added to that sum.
+        """
+        return HALVES.get(self.level, torch.float32)
 
 
 def available(dtype: torch.dtype = torch.float32) -> str | None:
@@ -65,9 +66,10 @@ def available(dtype: torch.dtype = torch.float32) -> str | None:
     if _file("portable") is not None:
         if dtype == torch.float32 or levels(dtype):
             return None
-        if _open("portable").sparse_cpu_level() < len(LEVELS):
-            return "this CPU has no instructions for bfloat16 (AVX512-BF16)."
-        return f"the sparse kernels of the level {BF16} were not compiled at install."
+        (level,) = (name for name, kind in HALVES.items() if kind == dtype)
+        if _open("portable").sparse_cpu_level() < _NAMES.index(level):
+            return f"this CPU has no instructions for {dtype} ({level})."
+        return f"the sparse kernels of the level {level} were not compiled at install."
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     found = (
         f"A compiler is there now ({compiler}): install the package again."
@@ -83,9 +85,9 @@ def levels(dtype: torch.dtype = torch.float32) -> list[str]:
     Raises:
         UserError: nothing was compiled.
     """
-    cpu = (*LEVELS, BF16)[: _open("portable").sparse_cpu_level() + 1]
-    of_type = LEVELS if dtype == torch.float32 else (BF16,)
-    return [name for name in cpu if name in of_type and _file(name) is not None]
+    cpu = _NAMES[: _open("portable").sparse_cpu_level() + 1]
+    of_type = [name for name in cpu if HALVES.get(name, torch.float32) == dtype]
+    return [name for name in of_type if _file(name) is not None]
 
 
 def best_level(dtype: torch.dtype = torch.float32) -> str:
@@ -95,16 +97,17 @@ def best_level(dtype: torch.dtype = torch.float32) -> str:
         UserError: nothing was compiled, or what is asked for is not here.
     """
     usable, wanted = levels(dtype), os.environ.get(CHOICE)
-    if dtype != torch.float32 and (not usable or wanted not in (None, BF16)):
+    is_lower = wanted is not None and wanted not in HALVES
+    if dtype != torch.float32 and (not usable or is_lower):
         raise UserError(
             f"The sparse kernels cannot compute in {dtype}.",
             available(dtype) or f"{CHOICE}={wanted} asks for a level that has only float32.",
             "Use torch.float32.",
         )
-    if wanted in (None, BF16):
+    if wanted is None or not is_lower:
         return usable[-1]
     if wanted not in LEVELS:
-        raise unknown_name("level of the sparse kernels", wanted, (*LEVELS, BF16))
+        raise unknown_name("level of the sparse kernels", wanted, _NAMES)
     if wanted not in usable:
         raise UserError(
             f"{CHOICE}={wanted} cannot be used.", f"This machine has {', '.join(usable)}."

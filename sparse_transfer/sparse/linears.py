@@ -56,13 +56,15 @@ def faster(
     """The linear layers of a graph that are worth it for `batch` images.
 
     Args:
-        graph: with the shapes for one image in its metadata.
+        graph: with shapes for any number of images in its metadata.
         taken: nodes that have another place already.
     """
     if not tuner.measures:
         return {}
     modules: dict[Any, nn.Module] = dict(graph.named_modules())
     found = {}
+    images = next(node for node in graph.graph.nodes if node.op == "placeholder")
+    shown = images.meta["tensor_meta"].shape[0]
     for node in graph.graph.nodes:
         layer = modules.get(node.target) if node.op == "call_module" else None
         if not isinstance(layer, nn.Linear) or node in taken or len(node.args) != 1:
@@ -71,7 +73,7 @@ def faster(
         if density > DENSEST or min(layer.in_features, layer.out_features) < LEAST_FEATURES:
             continue
         first, *rest = node.args[0].meta["tensor_meta"].shape
-        shape = (first * batch, *rest)
+        shape = (first * batch // shown, *rest)
         made = SparseLinearModule(layer)
         step = round(math.log(max(density, 1e-4)) / math.log(1.15))  # as for convolutions
         key = [shape, layer.out_features, step, torch.get_num_threads()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from sparse_transfer.sparse.layout import Axis, Layout
 
@@ -131,6 +132,32 @@ def rounded(values: np.ndarray) -> np.ndarray:
     """Finite float32 → the bits of the nearest bfloat16 (ties to even), uint16."""
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def halves(values: np.ndarray) -> np.ndarray:
+    """Finite float32 → the nearest float16, twice in one uint32."""
+    bits = values.astype(np.float16).view(np.uint16).astype(np.uint32)
+    return bits | bits << 16
+
+
+def in_type(packed: Packed, dtype: torch.dtype) -> Packed:
+    """Entries of float32 as the kernels of another type take them; one block for bfloat16."""
+    if dtype == torch.bfloat16:
+        return pairs(packed)
+    if dtype == torch.float16:
+        entries = packed.entries.copy()
+        entries["value"] = halves(packed.entries["value"]).view(np.float32)
+        return Packed(entries, packed.pointers, packed.order)
+    return packed
+
+
+def dense_in_type(
+    weights: np.ndarray, offsets: np.ndarray, dtype: torch.dtype
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same for what `pack_dense` gives."""
+    if dtype == torch.bfloat16:
+        return dense_pairs(weights, offsets)
+    return (halves(weights), offsets) if dtype == torch.float16 else (weights, offsets)
 
 
 def pairs(packed: Packed) -> Packed:

@@ -20,7 +20,7 @@ from sparse_transfer.sparse import tiling
 from sparse_transfer.sparse.abi import Activation
 from sparse_transfer.sparse.layout import LANES, Axis, Layout, forward_halo, grid_for
 from sparse_transfer.sparse.library import Library, cpu_name
-from sparse_transfer.sparse.packing import Pattern, dense_pairs, pack_dense, pack_forward, pairs
+from sparse_transfer.sparse.packing import Pattern, dense_in_type, in_type, pack_dense, pack_forward
 from sparse_transfer.sparse.program import Buffer, Program, clear_arena
 
 CACHES = (24 * 1024, 48 * 1024, 2**30)  # bytes that the inputs of a tile may take
@@ -183,7 +183,7 @@ class Tuner:
         step = (problem.axes[0].stride, problem.axes[1].stride)
         reach = tuple(axis.dilation * (axis.kernel - 1) for axis in problem.axes)
         reach = (reach[0], reach[1])
-        caches = CACHES if self.library.terms == 1 else CACHES[-1:]  # sums are not kept in bf16
+        caches = CACHES if self.library.lanes == LANES else CACHES[-1:]  # no sums in 16 bits
         if problem.density <= DENSEST or problem.groups > 1:
             tiles = tiling.tiles(self.library, problem.target.block, step[1])
             flat = next(tile for tile in tiles if tile[0] == 1)  # more channels stay in the cache
@@ -238,8 +238,7 @@ def emit(
         weights, offsets = pack_dense(
             problem.weight, problem.axes, source.layout, program.library.dense_rows
         )
-        if program.library.terms == 2:
-            weights, offsets = dense_pairs(weights, offsets)
+        weights, offsets = dense_in_type(weights, offsets, program.library.dtype)
         program.dense(
             weights, offsets, source, target, tile=choice.tile, blocks=choice.blocks, step=step,
             **more,
@@ -247,8 +246,7 @@ def emit(
         return
     pattern, values = problem.pattern
     packed = pack_forward(pattern, values, problem.axes, source.layout, choice.blocks)
-    if program.library.terms == 2:
-        packed = pairs(packed)
+    packed = in_type(packed, program.library.dtype)
     program.sparse(
         packed,
         source,
@@ -280,6 +278,6 @@ def _guess(library: Library, problem: Problem) -> Choice:
     else:
         tile = tiling.dense_tile(library, problem.target.block[1])
     is_depthwise = problem.groups == problem.source.channels and is_sparse
-    is_one = is_depthwise or library.terms == 2  # see `Tuner`
+    is_one = is_depthwise or library.lanes > LANES  # see `Tuner`
     blocks = 1 if is_one else tiling.blocks(problem.source, tile, step, reach)
     return Choice("sparse" if is_sparse else "dense", tile, blocks)

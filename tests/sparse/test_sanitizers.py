@@ -18,12 +18,16 @@ CHECKOUT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 @pytest.mark.kernels
-@pytest.mark.parametrize("level", ["portable", "avx512", library.BF16])
+@pytest.mark.parametrize("level", ["portable", "avx512", *library.HALVES])
 def test_address_and_undefined_behaviour_sanitizers_are_silent(tmp_path: Path, level: str):
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no g++ here")
-    if level not in (*library.levels(), *library.levels(torch.bfloat16)):
+    if level not in (
+        *library.levels(),
+        *library.levels(torch.bfloat16),
+        *library.levels(torch.float16),
+    ):
         pytest.skip(f"this CPU has no {level}")
     package = tmp_path / "sparse_transfer"
     shutil.copytree(CHECKOUT / "sparse_transfer", package, ignore=shutil.ignore_patterns("*.so"))
@@ -31,7 +35,13 @@ def test_address_and_undefined_behaviour_sanitizers_are_silent(tmp_path: Path, l
     shutil.copy(CHECKOUT / "pyproject.toml", tmp_path)
     flags = [] if level == "portable" else ["-march=x86-64-v4", "-mprefer-vector-width=512"]
     flags += ["-mavx512bf16", "-DSPARSE_BF16"] if level == library.BF16 else []
-    files = ["layer", "program", "training_regions"] if level != library.BF16 else ["bfloat16"]
+    flags += ["-mavx512fp16", "-DSPARSE_FP16"] if level == library.FP16 else []
+    files = (
+        ["layer", "program", "training_regions"] if level not in library.HALVES else ["bfloat16"]
+    )
+    left_out = "not refused and not forked and not workers and not networks"
+    if level in library.HALVES:  # whole networks ask for both types of 16 bits
+        left_out += " and not graphs and not threads and not outgrow and not fastest"
     for name in dict.fromkeys(["portable", level]):
         subprocess.run(
             [
@@ -50,7 +60,7 @@ def test_address_and_undefined_behaviour_sanitizers_are_silent(tmp_path: Path, l
         [
             sys.executable, "-m", "pytest", "-q", "-x", "-n0", "-p", "no:cacheprovider",
             *(f"tests/sparse/test_{file}.py" for file in files),
-            "-k", "not refused and not forked and not workers and not networks",
+            "-k", left_out,
         ],
         cwd=tmp_path, capture_output=True, text=True, timeout=1800,
         env=os.environ | {

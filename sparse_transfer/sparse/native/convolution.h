@@ -59,6 +59,33 @@ static inline void finish(V (&c)[RY][RX][PARTS], const Tile& t, Element* out, in
         }
 }
 
+#define ALWAYS_INLINE inline __attribute__((always_inline))  // or sums would leave the registers
+
+template <int RY, int RX>
+static ALWAYS_INLINE void add(Sum (&c)[RY][RX][ACCUMULATORS], const Entry* e, const Entry* end,
+                              const Tile& t, int64_t column) {
+  for (; e != end; ++e) {
+    const Factors weights = everywhere(e->values);
+    const Element* in[TERMS];
+    UNROLL
+    for (int i = 0; i < TERMS; ++i) in[i] = t.in + e->offsets[i];
+    UNROLL
+    for (int y = 0; y < RY; ++y) {
+      UNROLL
+      for (int x = 0; x < RX; ++x) {
+        Factors inputs[ACCUMULATORS];
+        read(in, x * column, inputs);
+        UNROLL
+        for (int k = 0; k < ACCUMULATORS; ++k)
+          c[y][x][k] = add_product(c[y][x][k], weights, inputs[k]);
+      }
+      UNROLL
+      for (int i = 0; i < TERMS; ++i)
+        if (y + 1 < RY) in[i] = apart(in[i] + t.in_row);
+    }
+  }
+}
+
 // Rows [first, last) of one block of input channels. STEP is the distance of two inputs in
 // positions where the compiler should know it, else 0.
 template <int RY, int RX, int STEP>
@@ -81,24 +108,16 @@ static void sparse_tile(const Op& op, const Tile& t, int block, int first, int l
         UNROLL
         for (int x = 0; x < RX; ++x) get(out + y * t.out_row + x * t.out_column, c[y][x]);
     }
-    for (; e != end; ++e) {
-      const Factors weights = everywhere(e->values);
-      const Element* in[TERMS];
-      UNROLL
-      for (int i = 0; i < TERMS; ++i) in[i] = t.in + e->offsets[i];
-      UNROLL
-      for (int y = 0; y < RY; ++y) {
+    if constexpr (CHUNK == 0) {
+      add(c, e, end, t, column);
+    } else {
+      for (; e != end; e += std::min<int64_t>(CHUNK, end - e)) {
+        Sum sums[RY][RX][ACCUMULATORS] = {};
+        add(sums, e, e + std::min<int64_t>(CHUNK, end - e), t, column);
         UNROLL
-        for (int x = 0; x < RX; ++x) {
-          Factors inputs[PARTS];
-          read(in, x * column, inputs);
+        for (int y = 0; y < RY; ++y)
           UNROLL
-          for (int k = 0; k < PARTS; ++k)
-            c[y][x][k] = add_product(c[y][x][k], weights, inputs[k]);
-        }
-        UNROLL
-        for (int i = 0; i < TERMS; ++i)
-          if (y + 1 < RY) in[i] = apart(in[i] + t.in_row);
+          for (int x = 0; x < RX; ++x) empty(sums[y][x], c[y][x]);
       }
     }
     if (ends) {
@@ -114,7 +133,29 @@ static void sparse_tile(const Op& op, const Tile& t, int block, int first, int l
 
 // Values of a dense matrix: rows share what they load. One tile row, RX positions, B channels.
 constexpr int DENSE_ROWS = WIDTH == 16 ? 4 : 2;
-constexpr int DENSE_TILE = WIDTH == 16 ? (PARTS == 1 ? 6 : 3) : WIDTH == 8 ? 3 : 1;
+constexpr int DENSE_TILE = WIDTH == 16 ? 6 / ACCUMULATORS : WIDTH == 8 ? 3 : 1;
+
+template <int B, int RX>
+static ALWAYS_INLINE void add(Sum (&c)[B][RX][ACCUMULATORS], const Weights* w, const int32_t* offsets,
+                              int count, const Tile& t) {
+  for (int i = 0; i < count; ++i, w += B, offsets += TERMS) {
+    const Element* in[TERMS];
+    UNROLL
+    for (int j = 0; j < TERMS; ++j) in[j] = t.in + offsets[j];
+    Factors v[RX][ACCUMULATORS];
+    UNROLL
+    for (int x = 0; x < RX; ++x) read(in, x * t.in_column, v[x]);
+    UNROLL
+    for (int b = 0; b < B; ++b) {
+      const Factors weights = everywhere(w[b]);
+      UNROLL
+      for (int x = 0; x < RX; ++x)
+        UNROLL
+        for (int k = 0; k < ACCUMULATORS; ++k)
+          c[b][x][k] = add_product(c[b][x][k], weights, v[x][k]);
+    }
+  }
+}
 
 template <int RX>
 static void dense_tile(const Op& op, const Tile& t, int block, int first, int last) {
@@ -142,21 +183,17 @@ static void dense_tile(const Op& op, const Tile& t, int block, int first, int la
         for (int k = 0; k < PARTS; ++k) c[b][x][k] = start + more[k];
       }
     }
-    for (int i = k0; i < k1; ++i, w += B) {
-      const Element* in[TERMS];
-      UNROLL
-      for (int j = 0; j < TERMS; ++j) in[j] = t.in + op.offsets[i * TERMS + j];
-      Factors v[RX][PARTS];
-      UNROLL
-      for (int x = 0; x < RX; ++x) read(in, x * t.in_column, v[x]);
-      UNROLL
-      for (int b = 0; b < B; ++b) {
-        const Factors weights = everywhere(w[b]);
+    const int32_t* offsets = op.offsets + k0 * TERMS;
+    if constexpr (CHUNK == 0) {
+      add(c, w, offsets, k1 - k0, t);
+    } else {
+      for (int i = 0; i < k1 - k0; i += CHUNK) {
+        Sum sums[B][RX][ACCUMULATORS] = {};
+        add(sums, w + i * B, offsets + i * TERMS, std::min(CHUNK, k1 - k0 - i), t);
         UNROLL
-        for (int x = 0; x < RX; ++x)
+        for (int b = 0; b < B; ++b)
           UNROLL
-          for (int k = 0; k < PARTS; ++k)
-            c[b][x][k] = add_product(c[b][x][k], weights, v[x][k]);
+          for (int x = 0; x < RX; ++x) empty(sums[b][x], c[b][x]);
       }
     }
     UNROLL
@@ -177,7 +214,7 @@ static void dense_tile(const Op& op, const Tile& t, int block, int first, int la
   }
 }
 
-#if !defined(SPARSE_BF16)
+#if !defined(SPARSE_BF16) && !defined(SPARSE_FP16)
 // gradient[e] += sum over the tile of the output's gradient (t.other) times the input of entry e.
 template <int RX>
 static void gradient_tile(const Op& op, const Tile& t, float* gradient, int block, int first,
@@ -245,7 +282,7 @@ static TileFunction dense_function(int width, std::index_sequence<X...>) {
   static constexpr TileFunction all[] = {dense_tile<X + 1>...};
   return all[width - 1];
 }
-#if !defined(SPARSE_BF16)
+#if !defined(SPARSE_BF16) && !defined(SPARSE_FP16)
 typedef void (*GradientFunction)(const Op&, const Tile&, float*, int block, int first, int last);
 template <std::size_t... X>
 static GradientFunction gradient_function(int width, std::index_sequence<X...>) {
@@ -273,7 +310,7 @@ static void convolve(const Op& op, const Element* in, const Element* other, Elem
   t.in_row = (int64_t)op.step_y * op.in.pitch * LANES;
   t.in_column = (int64_t)op.step_x * LANES;
   t.other_plane = (int64_t)op.other.size * LANES;
-#if !defined(SPARSE_BF16)
+#if !defined(SPARSE_BF16) && !defined(SPARSE_FP16)
   if (op.kind == GRADIENT) {
     t.other = other + position(op.other, 0, y0, x0) * LANES;
     const auto run = gradient_function(x1 - x0, std::make_index_sequence<MAX_WIDTH>{});
@@ -281,7 +318,7 @@ static void convolve(const Op& op, const Element* in, const Element* other, Elem
     return;
   }
 #else
-  (void)gradient;  // there are none in bf16
+  (void)gradient;  // there are none in 16 bits
 #endif
   const int out_y = op.first_y + y0 * op.out_step_y, out_x = op.first_x + x0 * op.out_step_x;
   t.out = out + position(op.out, 0, out_y, out_x) * LANES;

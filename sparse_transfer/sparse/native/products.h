@@ -1,4 +1,6 @@
-// Sums of products, the one thing that differs by more than a type between floats and bf16.
+// Sums of products, the one thing that differs by more than a type between the libraries. A
+// position has some ACCUMULATORS; after every CHUNK products they are added to floats (0: they are
+// floats, and stay).
 #pragma once
 #include "program.h"
 #include "vectors.h"
@@ -10,6 +12,8 @@ namespace sparse {
 // the same lane of two inputs, whichever they are, by interleaving them; so the sums of a position
 // are those of its even and of its odd groups of four lanes.
 typedef __m512bh Factors;
+typedef V Sum;
+constexpr int ACCUMULATORS = PARTS, CHUNK = 0;
 
 template <int ODD, std::size_t... I>
 static inline Line interleaved(Line a, Line b, std::index_sequence<I...>) {
@@ -40,8 +44,6 @@ static inline V add_product(V sum, Factors weights, Factors inputs) {
   return (V)_mm512_dpbf16_ps((__m512)sum, inputs, weights);
 }
 #else
-typedef V Factors;
-
 static inline void get(const Element* p, V* sums) {
   UNROLL
   for (int k = 0; k < PARTS; ++k) sums[k] = load(p + k * WIDTH);
@@ -50,11 +52,40 @@ static inline void put(Element* p, const V* sums) {
   UNROLL
   for (int k = 0; k < PARTS; ++k) store(p + k * WIDTH, sums[k]);
 }
+#if defined(SPARSE_FP16)
+// Twice as many products in a cycle as in floats. Sums of 64 of them lose about as much again as
+// the rounding of what is multiplied; longer ones would lose more.
+typedef _Float16 Half __attribute__((vector_size(64), may_alias));
+typedef Half Factors, Sum;
+constexpr int ACCUMULATORS = 1, CHUNK = 64;
+
+static inline void read(const Element* const* in, int64_t at, Factors* factors) {
+  factors[0] = *reinterpret_cast<const Half*>(in[0] + at);
+}
+static inline Factors everywhere(Weights w) {
+  typedef Weights Words __attribute__((vector_size(64)));
+  return (Half)(w - Words{});
+}
+template <int FIRST, std::size_t... I>
+static inline V widened(Sum sums, std::index_sequence<I...>) {
+  return __builtin_convertvector(__builtin_shufflevector(sums, sums, (FIRST + I)...), V);
+}
+static inline void empty(const Sum* sums, V* floats) {
+  floats[0] += widened<0>(sums[0], std::make_index_sequence<WIDTH>{});
+  floats[1] += widened<WIDTH>(sums[0], std::make_index_sequence<WIDTH>{});
+}
+#else
+typedef V Factors, Sum;
+constexpr int ACCUMULATORS = PARTS, CHUNK = 0;
+
 static inline void read(const Element* const* in, int64_t at, Factors* factors) {
   get(in[0] + at, factors);
 }
 static inline Factors everywhere(Weights w) { return splat(w); }
-static inline V add_product(V sum, Factors weight, Factors input) { return sum + weight * input; }
+#endif
+static inline Sum add_product(Sum sum, Factors weight, Factors input) {
+  return sum + weight * input;
+}
 #endif
 
 }  // namespace sparse

@@ -7,12 +7,15 @@ namespace sparse {
 #if defined(SPARSE_BF16)
 constexpr int TERMS = 2;   // inputs that one instruction multiplies by weights of their own
 typedef uint32_t Weights;  // of these inputs: two bf16
+#elif defined(SPARSE_FP16)
+constexpr int TERMS = 1;
+typedef uint32_t Weights;  // twice the same float16
 #else
 constexpr int TERMS = 1;
 typedef float Weights;
 #endif
 
-// A buffer of channels. Sixteen lanes (thirty-two in bf16) share a position: `images` images, each
+// A buffer of channels. Sixteen lanes (thirty-two of 16 bits) share a position: `images` images, each
 // cut into a grid of `rows` x `columns` blocks of `height` x `width` pixels; lane = (image * rows +
 // row) * columns + column. Pixel (y, x) of every block of channel c lies, as one aligned vector, at position
 // c * size + (top + y) * pitch + left + x. Around the block there is a halo.

@@ -8,7 +8,7 @@
 #endif
 
 #include "convolution.h"
-#if !defined(SPARSE_BF16)
+#if !defined(SPARSE_BF16) && !defined(SPARSE_FP16)
 #include "training.h"  // in floats only
 #endif
 
@@ -59,7 +59,7 @@ int chunks(const Op& op, int threads) {
   return threads == 1 ? 1 : std::min(4 * threads, width(op));
 }
 
-#if !defined(SPARSE_BF16)
+#if !defined(SPARSE_BF16) && !defined(SPARSE_FP16)
 double* own_sums(const Op& op) { return op.sums + omp_get_thread_num() * op.sums_stride; }
 #endif
 
@@ -97,7 +97,7 @@ void run_chunk(const Op& op, const Place& place, int chunk, int threads) {
       return sample<LANES / 2>(op, in, items, place.item, c0, c1);
     }
     case JOIN: return join<LANES / 2>(op, in, out, place.images, c0, c1);
-#if !defined(SPARSE_BF16)
+#if !defined(SPARSE_BF16) && !defined(SPARSE_FP16)
     case SUMS: {
       const Existing existing(op.in, place.images);
       double* found = own_sums(op);
@@ -223,7 +223,7 @@ EXPORT void sparse_facts(int32_t* facts) {
   for (const int32_t fact : all) *facts++ = fact;
 }
 
-// The best instruction level of this CPU: 0 portable, 1 AVX2, 2 AVX-512, 3 with bf16.
+// The best instruction level of this CPU: 0 portable, 1 AVX2, 2 AVX-512, 3 with bf16, 4 and float16.
 EXPORT int32_t sparse_cpu_level() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
@@ -232,7 +232,11 @@ EXPORT int32_t sparse_cpu_level() {
                          __builtin_cpu_supports("avx512dq"), __builtin_cpu_supports("avx512vl"),
                          __builtin_cpu_supports("avx512cd")})
     if (!has) return 1;
-  return __builtin_cpu_supports("avx512bf16") ? 3 : 2;
+  if (!__builtin_cpu_supports("avx512bf16")) return 2;
+#if defined(__clang__) || __GNUC__ >= 12
+  if (__builtin_cpu_supports("avx512fp16")) return 4;
+#endif
+  return 3;
 #else
   return 0;
 #endif

@@ -11,10 +11,12 @@
 
 namespace sparse {
 
-// What a plane holds: floats, or in a library of its own (SPARSE_BF16) bfloat16, of which twice as
-// many share a position. Arithmetic is in floats.
+// What a plane holds: floats, or in libraries of their own bfloat16 or float16, of which twice as
+// many share a position. Arithmetic is in floats, but for the products of products.h.
 #if defined(SPARSE_BF16)
 typedef uint16_t Element;
+#elif defined(SPARSE_FP16)
+typedef _Float16 Element;
 #else
 typedef float Element;
 #endif
@@ -23,7 +25,11 @@ constexpr int LANES = 64 / sizeof(Element);  // elements of a position
 // A vector longer than the registers is spilled by the compiler, so the length is the target's.
 #if defined(__AVX512F__)
 constexpr int WIDTH = 16;
-constexpr int MAX_TILE = LANES == 16 ? 28 : 12;  // positions whose sums stay in registers
+#if defined(SPARSE_BF16)
+constexpr int MAX_TILE = 12;  // positions of a tile whose sums stay in registers
+#else
+constexpr int MAX_TILE = 28;
+#endif
 #elif defined(__AVX__)
 constexpr int WIDTH = 8;
 constexpr int MAX_TILE = 6;
@@ -64,6 +70,16 @@ static inline float number(uint16_t e) {
   union { uint32_t bits; float x; } both = {(uint32_t)e << 16};
   return both.x;
 }
+#elif defined(SPARSE_FP16)
+typedef _Float16 Halves __attribute__((vector_size(WIDTH * 2), may_alias));
+static inline V load(const _Float16* p) {
+  return __builtin_convertvector(*reinterpret_cast<const Halves*>(p), V);
+}
+static inline void store(_Float16* p, V v) {  // rounds to the nearest, ties to even
+  *reinterpret_cast<Halves*>(p) = __builtin_convertvector(v, Halves);
+}
+static inline _Float16 element(float x) { return (_Float16)x; }
+static inline float number(_Float16 e) { return (float)e; }
 #else
 static inline float element(float x) { return x; }
 static inline float number(float e) { return e; }
