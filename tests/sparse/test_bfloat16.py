@@ -214,13 +214,13 @@ def test_means_lie_in_all_lanes_of_their_image_and_gate_it(level, grid):
 @every_level
 @settings(deadline=None, max_examples=30)
 @given(
-    lanes, st.integers(1, 35), st.integers(1, 6), st.integers(1, 9), sides, st.integers(1, 3),
+    lanes, st.integers(1, 35), st.integers(1, 12), st.integers(1, 9), sides, st.integers(1, 3),
     st.integers(1, 3), st.sampled_from(Activation), st.booleans(),
 )  # fmt: skip
 def test_whole_layers_agree(
     level, grid, batch, into, out, size, kernel, stride, activation, is_dense
 ):
-    """Bias, residual and activation, by the sparse and by the dense kernel."""
+    """Bias, residual and activation, by the sparse and the dense kernel, in short and long rows."""
     kernel = min(kernel, size)
     axis = Axis(size, kernel, stride, kernel // 2, kernel // 2)
     weight, bias = torch.randn(out, into, kernel, kernel), torch.randn(out)
