@@ -101,10 +101,9 @@ def value_gradient(
     into: Tensor,
 ) -> Packed:
     """into (threads, at least the non-zeros) += gradient of the values, in the matrix's order."""
-    block = gradient.layout.block
-    width = min(block[1], program.library.max_width)
-    tile = (1, -(-block[1] // -(-block[1] // width)))
-    _, blocks = _cut(program.library, pattern, source.layout, block, axes, tile)
+    block, library = gradient.layout.block, program.library
+    tile = tiling.tiles(library, block, axes[1].stride, library.gradient_tile)[0]
+    _, blocks = _cut(library, pattern, source.layout, block, axes, tile)
     packed = pack_forward(pattern, values, axes, source.layout, blocks)
     program.gradient(
         packed,

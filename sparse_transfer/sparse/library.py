@@ -35,6 +35,7 @@ class Library:
         max_tile: positions of a tile of a sparse convolution.
         max_width, max_height: positions of such a tile along a row, and rows.
         dense_rows, dense_width: channels and positions of a tile of a dense convolution.
+        gradient_tile: positions of a tile of a gradient to the non-zeros.
     """
 
     level: str
@@ -45,6 +46,7 @@ class Library:
     max_height: int
     dense_rows: int
     dense_width: int
+    gradient_tile: int
 
 
 def available() -> str | None:
@@ -96,7 +98,7 @@ def load(level: str) -> Library:
         UserError: it was not compiled here, or from other sources than these.
     """
     handle = _open(level)
-    facts = (ctypes.c_int32 * 9)()
+    facts = (ctypes.c_int32 * 10)()
     handle.sparse_facts(facts)
     sizes = [ctypes.sizeof(kind) for kind in (abi.Planes, abi.Op, abi.Segment)]
     if list(facts[:3]) != sizes:
