@@ -102,7 +102,7 @@ def value_gradient(
 ) -> Packed:
     """into (threads, at least the non-zeros) += gradient of the values, in the matrix's order."""
     block, library = gradient.layout.block, program.library
-    tile = tiling.tiles(library, block, axes[1].stride, library.gradient_tile)[0]
+    tile = tiling.tiles(library, block, axes[1].stride, is_gradient=True)[0]
     _, blocks = _cut(library, pattern, source.layout, block, axes, tile)
     packed = pack_forward(pattern, values, axes, source.layout, blocks)
     program.gradient(

@@ -238,7 +238,7 @@ constexpr int GRADIENT_TILE = MAX_TILE < 14 ? 14 : 24;  // four registers are fo
 
 template <int RY, int RX, int STEP>
 static constexpr GradientFunction gradient_function() {
-  if constexpr (RY * RX <= GRADIENT_TILE && (STEP == 1 || RY <= 2))
+  if constexpr (RY * RX <= GRADIENT_TILE && (STEP || RY <= 2))
     return gradient_tile<RY, RX, STEP>;
   else
     return nullptr;
@@ -255,7 +255,8 @@ static constexpr GradientTable make_gradient_table() {
   constexpr auto all = std::make_index_sequence<MAX_WIDTH>{};
   fill_row<0, 1>(table, all), fill_row<1, 1>(table, all), fill_row<2, 1>(table, all);
   fill_row<0, 2>(table, all), fill_row<1, 2>(table, all), fill_row<2, 2>(table, all);
-  fill_row<1, 3>(table, all), fill_row<1, 4>(table, all);
+  fill_row<1, 3>(table, all), fill_row<2, 3>(table, all);
+  fill_row<1, 4>(table, all), fill_row<2, 4>(table, all);
   return table;
 }
 static constexpr GradientTable GRADIENT_TILES = make_gradient_table();
