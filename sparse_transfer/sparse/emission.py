@@ -14,6 +14,9 @@ from sparse_transfer.sparse.library import Library
 from sparse_transfer.sparse.packing import Packed, Pattern, pack_backward, pack_forward
 from sparse_transfer.sparse.program import Buffer, Program
 
+CACHE = 48 * 1024  # bytes that a tile may read of a group of channels
+ENTRIES = 14  # of a row of a group, on average
+
 
 def convolve(
     program: Program,
@@ -64,6 +67,7 @@ def input_gradient(
     y, x = axes
     halo, block = gradient.layout.halo, target.layout.block
     reach = (halo.top + halo.bottom, halo.left + halo.right)
+    per_row = len(pattern.out) / (pattern.channels * y.stride * x.stride)
     matrices = []
     for phase_y in y.phases():
         for phase_x in x.phases():
@@ -72,7 +76,7 @@ def input_gradient(
             if min(count) < 1:
                 continue
             tile = tiling.tiles(program.library, count, 1)[0]
-            blocks = tiling.blocks(gradient.layout, tile, (1, 1), reach)
+            blocks = _blocks(gradient.layout, tile, (1, 1), reach, per_row)
             phases = (phase_y, phase_x)
             matrices.append(pack_backward(pattern, values, phases, gradient.layout, blocks))
             program.sparse(
@@ -118,6 +122,23 @@ def value_gradient(
     return packed
 
 
+def _blocks(
+    source: Layout,
+    tile: tuple[int, int],
+    step: tuple[int, int],
+    reach: tuple[int, int],
+    per_row: float,
+) -> int:
+    """Groups of input channels: a row of a group has enough entries to be worth its sums' way to
+    memory and back, even if what is read then lies in the second level of caches.
+
+    Args:
+        per_row: entries of a row of all groups, on average.
+    """
+    most = round(per_row / ENTRIES)
+    return max(1, min(tiling.blocks(source, tile, step, reach, CACHE), most))
+
+
 def _every(layout: Layout) -> np.ndarray:
     return np.arange(layout.channels, dtype=np.int32)
 
@@ -135,4 +156,6 @@ def _cut(
     if pattern.groups == pattern.channels:
         return tile, 1  # every row reads one channel
     reach = tuple(axis.dilation * (axis.kernel - 1) for axis in axes)
-    return tile, tiling.blocks(source, tile, step, (reach[0], reach[1]))
+    return tile, _blocks(
+        source, tile, step, (reach[0], reach[1]), len(pattern.out) / pattern.shape[0]
+    )

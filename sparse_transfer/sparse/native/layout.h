@@ -193,14 +193,48 @@ static bool regrid_blocks(const Op& op, const float* in, float* out, int item, i
       }
   return true;
 }
+
+// The way back: a block of the source is a grid of whole blocks of the destination.
+static bool regrid_parts(const Op& op, const float* in, float* out, int item, int images, int c0,
+                         int c1) {
+  const Planes &from = op.in, &to = op.out;
+  const int down = from.height / to.height, across = from.width / to.width, parts = down * across;
+  if (from.item < 0 || from.height % to.height || from.width % to.width ||
+      from.images % to.images || to.rows != from.rows * down || to.columns != from.columns * across)
+    return false;
+  alignas(64) int32_t take[LANES], of_part[LANES];
+  const int first = item * to.images % from.images;
+  for (int l = 0; l < LANES; ++l) {
+    const int image = l / (to.rows * to.columns), block = l % (to.rows * to.columns);
+    const int row = block / to.columns, column = block % to.columns;
+    of_part[l] = image < images ? row % down * across + column % across : -1;
+    take[l] = ((first + image) * from.rows + row / down) * from.columns + column / across;
+  }
+  const I owner = *reinterpret_cast<const I*>(of_part), lanes = *reinterpret_cast<const I*>(take);
+  in += (int64_t)item * to.images / from.images * from.item;
+  for (int y = 0; y < to.height; ++y)
+    for (int c = c0; c < c1; ++c)
+      for (int x = 0; x < to.width; ++x) {
+        V result = {};
+        for (int q = 0; q < parts; ++q) {
+          const V v = load(in + position(from, c, q / across * to.height + y,
+                                         q % across * to.width + x) * LANES);
+          result = owner == q ? __builtin_shuffle(v, lanes) : result;
+        }
+        store(out + position(to, c, y, x) * LANES, result);
+      }
+  return true;
+}
 #else
 static bool regrid_blocks(const Op&, const float*, float*, int, int, int, int) { return false; }
+static bool regrid_parts(const Op&, const float*, float*, int, int, int, int) { return false; }
 #endif
 
 // `in` is the first item of the source; with another number of images per item it must lie in the
 // arena of the batch. `item` counts items of the destination, `images` those of them that exist.
 static void regrid(const Op& op, const float* in, float* out, int item, int images, int c0, int c1) {
   if (regrid_blocks(op, in, out, item, images, c0, c1)) return;
+  if (regrid_parts(op, in, out, item, images, c0, c1)) return;
   const Planes &from = op.in, &to = op.out;
   for (int l = 0; l < LANES; ++l) {
     const Lane lane = lane_of(to, l);
