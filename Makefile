@@ -10,7 +10,7 @@ NATIVE := setup.py $(wildcard sparse_transfer/sparse/native/*)
 .venv/installed: pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,onnxruntime]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,onnxruntime,openvino]'
 	touch .venv/installed
 
 demo: .venv/installed

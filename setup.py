@@ -14,7 +14,7 @@ import platform
 from setuptools import Extension, setup
 
 NATIVE = "sparse_transfer/sparse/native"
-HEADERS = ("convolution", "layout", "pointwise", "program", "training", "vectors")
+HEADERS = ("convolution", "layout", "pointwise", "products", "program", "training", "vectors")
 FLAGS = ["-std=c++17", "-O3", "-fopenmp", "-fno-math-errno", "-fvisibility=hidden"]
 LEVELS = {"portable": []}
 if platform.machine() in ("x86_64", "AMD64"):
@@ -22,6 +22,7 @@ if platform.machine() in ("x86_64", "AMD64"):
         "avx2": ["-march=x86-64-v3"],
         "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
     }
+    LEVELS["avx512bf16"] = [*LEVELS["avx512"], "-mavx512bf16", "-DSPARSE_BF16"]
 names = list(LEVELS)
 wanted = os.environ.get("SPARSE_TRANSFER_KERNELS", names[-1])
 highest = names.index(wanted) if wanted in names else len(names) - 1

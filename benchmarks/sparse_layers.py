@@ -8,26 +8,40 @@ order; a figure is the median over rounds of PyTorch's time / ours in the same r
 the faster of NCHW and channels-last. The last column is the kernel alone, data in its layout, one
 thread: billions of useful floating-point operations a second. Outputs and gradients are compared
 with float64 on one image first. PASS: faster than SparseProp, forward and both.
+
+SparseProp (arXiv 2302.04852) runs as the faster of its two kernels, by its own module. Its setup
+calls the `pip` and `python3` that come first on the PATH, so install it into an activated
+environment that has what it needs, without isolation:
+
+    . .venv/bin/activate && pip install pybind11 setuptools wheel scipy
+    pip install --no-build-isolation --no-deps sparseprop
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
-import platform
-import statistics
 import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from measuring import (
+    SPARSITIES,
+    Cells,
+    add_options,
+    fastest,
+    interleaved,
+    machine,
+    ratio,
+    verdict,
+)
 from torch import Tensor
 from torch.nn import functional
 
-from sparse_transfer.sparse import library, tuning
+from sparse_transfer.errors import UserError
+from sparse_transfer.sparse import tuning
 from sparse_transfer.sparse.layer import SparseConvolution
 
 # output and input channels, kernel, stride, pixels, images
@@ -48,6 +62,7 @@ SHAPES = (
     (256, 256, 3, 1, 8, 64),
     (512, 512, 3, 1, 4, 64),
 )
+PEER_LIMIT = 1e-4  # relative error of SparseProp that still counts as the same function
 LIMITS = {"forward": 1e-6, "input": 1e-6, "values": 1e-5}
 
 
@@ -72,41 +87,46 @@ def errors(
     }
 
 
-def peer(weight: Tensor, stride: int, pad: int) -> Any | None:
-    """SparseProp's convolution, or None; it has no groups and one stride."""
+def peers(
+    weight: Tensor, stride: int, pad: int, images: Tensor, gradient: Tensor
+) -> dict[str, Callable[[], object]]:
+    """Runs of SparseProp's kernels, forward and both, where it is installed.
+
+    Raises:
+        UserError: it does not compute the same function.
+    """
     if importlib.util.find_spec("sparseprop") is None:
-        return None
+        return {}
     from sparseprop.modules import SparseConv2d  # pyright: ignore[reportMissingImports]
 
     out, into, kernel, _ = weight.shape
     plain = torch.nn.Conv2d(into, out, kernel, stride, pad, bias=False)
     plain.weight.data.copy_(weight)
-    return SparseConv2d(plain)
+    with torch.no_grad():
+        expected = plain(images)
+    runs: dict[str, Callable[[], object]] = {}
+    leaf = images.clone().requires_grad_()
+    for number in (1, 2):  # vectors over images, or over the pixels of a row
+        rival = SparseConv2d.from_dense(plain, vectorizing_over_on=number == 2)
+        error = relative(rival(images).detach(), expected.double())
+        if not error <= PEER_LIMIT:
+            raise UserError(
+                f"SparseProp's kernel {number} is off by {error:.1e} on {weight.shape}."
+            )
+
+        def forward(rival: Any = rival) -> None:
+            with torch.no_grad():
+                rival(images)
+
+        def both(rival: Any = rival) -> None:
+            torch.autograd.grad(rival(leaf), (leaf, rival.weight), gradient)
+
+        runs[f"forward sparseprop {number}"] = forward
+        runs[f"both sparseprop {number}"] = both
+    return runs
 
 
-def interleaved(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every run in every round."""
-    taken: dict[str, list[float]] = {name: [] for name in runs}
-    names = list(runs)
-    for turn in range(repeats + 2):
-        shift = turn % len(names)
-        for name in names[shift:] + names[:shift]:
-            began = time.perf_counter()
-            runs[name]()
-            if turn >= 2:
-                taken[name].append(time.perf_counter() - began)
-    return taken
-
-
-def ratio(taken: dict[str, list[float]], kind: str) -> float:
-    """Median over rounds of PyTorch's time over ours."""
-    dense = min(
-        (taken[f"{kind} nchw"], taken[f"{kind} nhwc"]), key=lambda times: statistics.median(times)
-    )
-    return statistics.median(d / s for d, s in zip(dense, taken[f"{kind} ours"], strict=True))
-
-
-def measure_cell(shape: tuple[int, ...], sparsity: float, repeats: int) -> dict[str, Any]:
+def measure_cell(shape: Sequence[int], sparsity: float, repeats: int) -> dict[str, Any]:
     """All figures of one layer at one sparsity."""
     out, into, kernel, stride, size, batch = shape
     generator = torch.Generator().manual_seed(0)
@@ -118,7 +138,7 @@ def measure_cell(shape: tuple[int, ...], sparsity: float, repeats: int) -> dict[
     found = errors(layer, weight, images[:1], stride, pad)
     wrong = {name: error for name, error in found.items() if error > LIMITS[name]}
     if wrong:
-        raise SystemExit(f"{shape} at {sparsity}: relative errors {wrong} are too large")
+        raise UserError(f"{shape} at {sparsity}: relative errors {wrong} are too large.")
     gradient = torch.randn(layer.forward(images).shape, generator=generator)
     runs: dict[str, Callable[[], object]] = {
         "forward ours": lambda: layer.forward(images),
@@ -146,25 +166,21 @@ def measure_cell(shape: tuple[int, ...], sparsity: float, repeats: int) -> dict[
 
     add_dense("nchw", torch.contiguous_format)
     add_dense("nhwc", torch.channels_last)
-    rival = peer(weight, stride, pad)
-    if rival is not None:
-        runs["forward sparseprop"] = lambda: rival(images)
-        x = images.clone().requires_grad_()
-        runs["both sparseprop"] = lambda: rival(x).backward(gradient)
-    taken = interleaved(runs, repeats)
+    runs |= peers(weight, stride, pad, images, gradient)
+    seconds = interleaved(runs, repeats)
     cell: dict[str, Any] = {
-        "shape": shape,
-        "sparsity": sparsity,
         "errors": found,
-        "forward": ratio(taken, "forward"),
-        "both": ratio(taken, "both"),
-        "median_s": {name: statistics.median(times) for name, times in taken.items()},
+        "median_s": {name: float(np.median(taken)) for name, taken in seconds.items()},
         "kernel_gflops": kernel_rate(layer, weight.numpy(), size, batch),
     }
-    if rival is not None:
-        for kind in ("forward", "both"):
-            pairs = zip(taken[f"{kind} sparseprop"], taken[f"{kind} ours"], strict=True)
-            cell[f"{kind}_over_sparseprop"] = statistics.median(p / o for p, o in pairs)
+    for kind in ("forward", "both"):
+        for rivals, goal in ((("nchw", "nhwc"), None), (("sparseprop",), 1.0)):
+            names = [n for n in runs if n.startswith(kind) and n.split()[1] in rivals]
+            if names:
+                best = fastest(seconds, names)
+                figures = ratio(seconds[best], seconds[f"{kind} ours"])
+                name = kind if goal is None else f"{kind}_over_sparseprop"
+                cell[name] = {**figures, "goal": goal, "best": best}
     return cell
 
 
@@ -181,37 +197,36 @@ def kernel_rate(layer: SparseConvolution, weight: Any, size: int, batch: int) ->
 def main() -> int:
     """Print a line for each layer and sparsity; the exit code is 0."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--sparsities", nargs="+", type=float, default=[0.8, 0.9, 0.95, 0.98])
+    parser.add_argument("--sparsities", nargs="+", type=float, default=list(SPARSITIES))
+    parser.add_argument("--shapes", nargs="+", type=int, help="places in the list; default: all")
     parser.add_argument("--repeats", type=int, default=15, help="timed rounds")
-    parser.add_argument("--json", type=Path, help="write the figures to this file, too")
+    add_options(parser)
     options = parser.parse_args()
-    machine = (
-        f"{library.cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"kernels {library.current().level}, {platform.system()}"
-    )
-    print(machine)
+    cells = Cells(options.json, "sparse_layers", options.again)
+    print(machine())
     print("layer                       sparsity  forward  fwd+bwd  SparseProp fwd/both  GF/s")
-    cells = []
-    for shape in SHAPES:
+    places = range(len(SHAPES)) if options.shapes is None else options.shapes
+    for shape in [SHAPES[place] for place in places]:
         out, into, kernel, stride, size, batch = shape
         for sparsity in options.sparsities:
-            cell = measure_cell(shape, sparsity, options.repeats)
-            cells.append(cell)
+            key = {"shape": list(shape), "sparsity": sparsity, "repeats": options.repeats}
+            cell = cells.get(key, lambda c=shape, s=sparsity: measure_cell(c, s, options.repeats))
             against = "not installed"
-            if "both_over_sparseprop" in cell:
-                pair = (cell["forward_over_sparseprop"], cell["both_over_sparseprop"])
-                against = "{:.2f} {:.2f} {}".format(*pair, "PASS" if min(pair) > 1 else "MISS")
+            pair = [cell[n] for n in cell if n.endswith("_over_sparseprop")]
+            if pair:
+                words = "PASS" if all(verdict(p) == "PASS" for p in pair) else "MISS"
+                against = f"{pair[0]['speedup']:.2f} {pair[1]['speedup']:.2f} {words}"
             print(
                 f"{f'{out}×{into} {kernel}×{kernel} /{stride} {size} px n{batch}':<27} "
-                f"{sparsity:>8.0%} {cell['forward']:>8.2f} {cell['both']:>8.2f}  {against:<19} "
-                f"{cell['kernel_gflops']:>6.0f}",
+                f"{sparsity:>8.0%} {cell['forward']['speedup']:>8.2f} "
+                f"{cell['both']['speedup']:>8.2f}  {against:<19} {cell['kernel_gflops']:>6.0f}",
                 flush=True,
             )
-    if options.json is not None:
-        content = {"machine": machine, "repeats": options.repeats, "cells": cells}
-        options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit(str(error))

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, m
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
+BatchSize = Annotated[int, Field(ge=1)]
 
 
 class Frozen(BaseModel):
@@ -189,7 +190,9 @@ class FullProfile(Training):
 
     `lr_grid`, if given, is searched once on the dense model of the same upstream seed 0 with the
     validation part, and the choice is shared by all methods. `card_lr` takes the learning rate
-    from the task card where the card states one (the paper's 0.01 for Aircraft and Cars).
+    from the task card where the card states one (the paper's 0.01 for Aircraft and Cars). `engine`
+    says what computes it: PyTorch (`dense`), the sparse kernels, or what a fixed rule chooses
+    (`engines.py`); results agree up to rounding.
     """
 
     kind: Literal["full"] = "full"
@@ -201,6 +204,7 @@ class FullProfile(Training):
     card_lr: bool = False
     validation: Fraction = 0.0
     bn: Literal["train", "frozen", "recalibrated"] = "train"
+    engine: Literal["auto", "dense", "sparse"] = "auto"
     normalise: Literal["model", "imagenet", "dataset"] | None = None
     interpolation: Interpolation | None = None
 
@@ -208,6 +212,12 @@ class FullProfile(Training):
     def _grid_needs_validation(self) -> FullProfile:
         if self.lr_grid and not self.validation:
             raise ValueError("`lr_grid` needs a `validation` share to choose on")
+        return self
+
+    @model_validator(mode="after")
+    def _kernels_compute_in_fp32(self) -> FullProfile:
+        if self.engine == "sparse" and self.precision != "fp32":
+            raise ValueError(f"`engine: sparse` trains in fp32; choose `auto` for {self.precision}")
         return self
 
 
@@ -366,15 +376,35 @@ class Transfer(Frozen):
 
 
 class Bench(Frozen):
-    """Latency measurements of every pruned model and its dense parent."""
+    """Latency measurements of every pruned model and its dense parent.
+
+    `batch_size` is one number or several, each measured by itself. `idle_ms` adds batch 1 with a
+    pause of so many milliseconds before every call: what a single request pays.
+    """
 
     backends: tuple[str, ...] = ("dense",)
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: BatchSize | tuple[BatchSize, ...] = 16
     repeats: int = Field(default=30, ge=3, description="timed calls per model, interleaved")
+    idle_ms: int = Field(default=0, ge=0, le=1000, description="0: back to back only")
+
+    @property
+    def regimes(self) -> dict[int, tuple[int, ...]]:
+        """Images per call → milliseconds of idling before each call, one measurement for each."""
+        made: dict[int, tuple[int, ...]] = {size: (0,) for size in self._sizes}
+        if self.idle_ms:
+            made[1] = (*made.get(1, ()), self.idle_ms)
+        return made
+
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        return (self.batch_size,) if isinstance(self.batch_size, int) else self.batch_size
 
     @model_validator(mode="after")
     def _rows_differ(self) -> Bench:
         _refuse_equal("backends", self.backends, "list each once")
+        _refuse_equal("batch_size", self._sizes, "list each once")
+        if not self._sizes:
+            raise ValueError("`batch_size` needs at least one number")
         return self
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from sparse_transfer import config, cost, data, loop, models, plan
+from sparse_transfer.backends.dense import WORTH
 from sparse_transfer.errors import UserError
 
 _BACKWARD = 3.0  # a training step costs about three forward passes
@@ -15,6 +16,7 @@ _CALIBRATION_BATCH = 32
 _CALIBRATION_SECONDS = 1.0
 _PROBES_SECONDS = 2.0  # heads of a linear run, whatever the model
 _PREPARE_SECONDS = 4.0  # exporting and checking one model for a backend that compiles it
+_COMPILE_SECONDS = 20.0  # torch.compile of one model, where `dense` tries it
 _FIT_SECONDS = 0.3  # one logistic regression on a few images per class
 
 
@@ -42,10 +44,7 @@ def estimate(
             speeds[key] = _Speed(model, pixels)
         speed = speeds[key]
         if isinstance(spec, plan.BenchSpec):
-            calls = 2 * (spec.bench.repeats + 4) * len(spec.bench.backends)
-            prepared = 2 * sum(name != "dense" for name in spec.bench.backends)
-            timed = calls * spec.bench.batch_size * speed.seconds
-            seconds[run.id] = timed + prepared * _PREPARE_SECONDS
+            seconds[run.id] = _bench_seconds(spec.bench, speed.seconds)
             size[run.id] = 4_000
             continue
         if spec.task is not None and spec.task not in sizes:
@@ -56,6 +55,19 @@ def estimate(
         predictions = test * (60 + 2 * min(classes, 128))
         size[run.id] = 20_000 + predictions + (speed.bytes if run.stage == "prune" else 0)
     return seconds, size
+
+
+def _bench_seconds(bench: config.Bench, forward: float) -> float:
+    """Preparing and timing two models, the sparse and the dense one."""
+    total = 0.0
+    for batch_size, idles in bench.regimes.items():
+        call = batch_size * forward
+        exported = sum(name != "dense" for name in bench.backends)
+        compiled = "dense" in bench.backends and call >= WORTH
+        total += 2 * (exported * _PREPARE_SECONDS + compiled * _COMPILE_SECONDS)
+        once = len(idles) * call + sum(idles) / 1000
+        total += 2 * (bench.repeats + 4) * len(bench.backends) * once
+    return total
 
 
 def _seconds(

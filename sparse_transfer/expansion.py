@@ -92,7 +92,7 @@ def _arm_runs(arm: config.Arm, hashes: dict[config.TaskRef, str], made: _Made) -
             size = (arm.transfer.preprocess if arm.transfer else arm.upstream.preprocess).image_size
             for run in checkpoints:
                 if run.subject.seed == first:
-                    yield _bench(arm.bench, size, run, dense.get(first))
+                    yield _bench(arm, arm.bench, size, run, dense.get(first), hashes)
 
 
 _DENSE = config.MethodSpec(name="dense")
@@ -180,9 +180,7 @@ def _evaluate_runs(
     arm: config.Arm, checkpoints: list[Run], hashes: dict[config.TaskRef, str]
 ) -> Iterator[Run]:
     """Every checkpoint on every further test set, in the recipe's precision."""
-    # the checkpoint's own statistics and interpolation, whatever they were resolved from
-    own = {"normalise": "model", "interpolation": "model"}
-    preprocess = arm.upstream.preprocess.model_copy(update=own)
+    preprocess = _own_transform(arm.upstream.preprocess)
     precision = arm.recipe.precision
     for task in arm.upstream.evaluate:
         for run in checkpoints if task in hashes else ():
@@ -197,7 +195,14 @@ def _evaluate_runs(
             yield Run("evaluate", run.subject, spec, identity, {"checkpoint": run})
 
 
-def _bench(bench: config.Bench, image_size: int, run: Run, dense: Run | None) -> Run:
+def _bench(
+    arm: config.Arm,
+    bench: config.Bench,
+    image_size: int,
+    run: Run,
+    dense: Run | None,
+    hashes: dict[config.TaskRef, str],
+) -> Run:
     parents = {"checkpoint": run, **({"dense": dense} if dense else {})}
     identity = {
         **base("bench"),
@@ -205,4 +210,22 @@ def _bench(bench: config.Bench, image_size: int, run: Run, dense: Run | None) ->
         "image_size": image_size,
         **{role: parent.id for role, parent in parents.items()},
     }
-    return Run("bench", run.subject, BenchSpec(bench, image_size), identity, parents)
+    spec = BenchSpec(bench, image_size)
+    if arm.upstream.task is not None and _wants_images(bench):
+        preprocess = _own_transform(arm.upstream.preprocess).model_copy(
+            update={"image_size": image_size}
+        )
+        spec = BenchSpec(bench, image_size, arm.upstream.task, preprocess)
+        identity["task"] = task_identity(arm.upstream.task, hashes)
+        identity["preprocess"] = plain(preprocess)
+    return Run("bench", run.subject, spec, identity, parents)
+
+
+def _wants_images(bench: config.Bench) -> bool:
+    known = set(bench.backends) & set(plugins.names("backend"))  # preflight tells the others
+    return any(getattr(plugins.load("backend", n), "needs_images", False) for n in known)
+
+
+def _own_transform(preprocess: config.Preprocess) -> config.Preprocess:
+    """With the checkpoint's own statistics and interpolation, whatever they were resolved from."""
+    return preprocess.model_copy(update={"normalise": "model", "interpolation": "model"})

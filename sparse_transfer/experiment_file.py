@@ -307,7 +307,7 @@ def _resolved(base: Any, value: Any, field: str, origin: Path) -> dict[str, Any]
     if {"steps", "epochs"} & changes.keys():
         for other in {"steps", "epochs"} - changes.keys():
             resolved.pop(other, None)
-    if changes and "name" not in changes:
+    if changes.keys() - {"engine"} and "name" not in changes:  # an engine makes no other recipe
         resolved["name"] = f"{recipe.name} (changed)"
     return resolved
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_transfer import checkpoint, cost, latency, models, plugins, signals, weights
-from sparse_transfer.backends import uses_zeros
+from sparse_transfer.backends import device, tolerance, uses_zeros
 from sparse_transfer.config import ModelSpec
 from sparse_transfer.errors import UserError
 from sparse_transfer.models import LoadedModel
@@ -249,18 +249,24 @@ def layer_seconds(module: nn.Module, x: Tensor, repeats: int = REPEATS) -> dict[
     """
     alone = copy.deepcopy(module).eval()
     callables: dict[str, Any] = {"dense": alone}
+    tolerances = {}
     with torch.inference_mode():
         for name in sparse_backends() if x.dim() == 4 else ():
-            callables[name] = plugins.load("backend", name)().prepare(alone, x)
-        measured = latency.measure(callables, x, reference="dense", repeats=repeats)
+            backend = plugins.load("backend", name)()
+            callables[name] = backend.prepare(alone, x)
+            tolerances[name] = tolerance(backend)
+        measured = latency.measure(
+            callables, x, reference="dense", repeats=repeats, tolerances=tolerances
+        )
     return {name: result.median for name, result in measured.items()}
 
 
 def sparse_backends() -> list[str]:
-    """Backends that say they use zeros and are available here."""
+    """Backends for the CPU that say they use zeros and are available here."""
     found = []
     for name in plugins.names("backend"):
         backend = plugins.load("backend", name)
-        if uses_zeros(backend.uses_zeros) and backend().available() is None:
+        is_here = device(backend) == "cpu" and backend().available() is None
+        if uses_zeros(backend.uses_zeros) and is_here:
             found.append(name)
     return found

@@ -1,4 +1,7 @@
-"""What `ls` and `show` print, read without importing torch."""
+"""What `ls` and `show` print, read without importing torch.
+
+Backends are the exception: they are asked whether they can be used here.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,10 @@ def rows(what: str) -> list[tuple[str, str]]:
     """(name, one line) of every thing of a kind."""
     if what in _PLUGINS:
         kind = _PLUGINS[what]
-        return [(name, plugins.summary(kind, name)) for name in plugins.names(kind)]
+        return [
+            (name, plugins.summary(kind, name) + _absent(kind, name))
+            for name in plugins.names(kind)
+        ]
     if what == "tasks":
         return [(name, _task(name)) for name in cards.names()]
     if what == "configs":
@@ -89,6 +95,14 @@ def _task(name: str) -> str:
     except UserError as error:
         return " ".join(f"{error.what} {error.why}".split())
     return found.title
+
+
+def _absent(kind: str, name: str) -> str:
+    """Why a backend cannot be used here, in brackets; nothing for one that can, and for others."""
+    if kind != "backend":
+        return ""
+    reason = plugins.load(kind, name)().available()
+    return f" [not available here: {' '.join(reason.split())}]" if reason else ""
 
 
 def _options(kind: str, name: str) -> list[str]:

@@ -242,6 +242,7 @@ def train(
     seed: int,
     accelerator,  # noqa: ANN001 - accelerate.Accelerator; importing it costs two seconds
     resume: Path | None = None,
+    facts: Mapping[str, str] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     freeze_bn: bool = False,
     lr: float | None = None,
@@ -259,6 +260,7 @@ def train(
         seed: seed of order, augmentation and dropout.
         resume: folder of the resume file, written at every epoch end; removed by the caller on
             success. None trains without one.
+        facts: saved in it.
         progress: called with (steps done, steps in all).
         freeze_bn: hold batch-norm statistics and affine parameters fixed.
         lr: replaces the optimizer's peak learning rate.
@@ -295,7 +297,7 @@ def train(
     parts: dict[str, Stateful] = {"keeper": keeper, "model": model}
     if average is not None:
         parts["average"] = average
-    resume_file = ResumeFile(resume, parts, optimizer) if resume else None
+    resume_file = ResumeFile(resume, parts, optimizer, facts) if resume else None
     position = resume_file.load() if resume_file else None
     if position is None:
         keeper.start()

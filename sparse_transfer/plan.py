@@ -101,10 +101,16 @@ class FullSpec:
 
 @dataclass(frozen=True)
 class BenchSpec:
-    """Measure latency beside the dense parent, if there is one."""
+    """Measure latency beside the dense parent, if there is one.
+
+    `task` and `preprocess` say which images backends are calibrated and scored on; None where no
+    backend asks for any, or the arm has no upstream task.
+    """
 
     bench: config.Bench
     image_size: int
+    task: config.TaskRef | None = None
+    preprocess: config.Preprocess | None = None
 
 
 Spec = PruneSpec | EvaluateSpec | LinearSpec | FewShotSpec | OnlineSpec | FullSpec | BenchSpec

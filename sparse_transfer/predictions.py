@@ -30,7 +30,8 @@ class Predictions:
         log_prob: (n,) float32, log-probability of the true class.
         top: (n, min(5, classes)) int32, most probable classes, best first.
         top_log_prob: (n, min(5, classes)) float32, their log-probabilities.
-        logits: (n, classes) float16, or None where there are many classes.
+        logits: (n, classes) float16 (float32 where one is too large for that), or None where there
+            are many classes.
     """
 
     example: np.ndarray
@@ -63,7 +64,7 @@ class Predictions:
             ),
             top=top.astype(np.int32),
             top_log_prob=np.take_along_axis(log_probs, top, 1).astype(np.float32),
-            logits=logits.astype(np.float16) if keep_logits else None,
+            logits=_compact(logits) if keep_logits else None,
         )
 
     def save(self, path: Path) -> None:
@@ -115,6 +116,12 @@ class _Stored(Predictions):
         value = _read(self._path, (name,)).get(name)
         object.__setattr__(self, name, value)
         return value
+
+
+def _compact(logits: np.ndarray) -> np.ndarray:
+    """In half precision, unless a number would become infinite by that."""
+    fits = np.abs(logits).max(initial=0, where=np.isfinite(logits)) <= np.finfo(np.float16).max
+    return logits.astype(np.float16 if fits else np.float32)
 
 
 def _read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:

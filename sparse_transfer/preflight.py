@@ -19,6 +19,7 @@ from sparse_transfer import (
     plugins,
     weights,
 )
+from sparse_transfer.backends import needs_images
 from sparse_transfer.errors import UserError
 from sparse_transfer.pruning.driver import averages, events_of
 from sparse_transfer.pruning.layers import prunable
@@ -143,6 +144,9 @@ def _arm(arm: config.Arm, data_root: Path | None, cache: Path) -> Iterator[Probl
         except UserError as error:
             yield f"{arm.name}, bench", error
             continue
+        has_images = arm.upstream.task is not None
+        if reason is None and not has_images and needs_images(plugins.load("backend", name)):
+            reason = "It is calibrated on training images: name a task in `upstream.task`."
         if reason is not None:
             yield f"{arm.name}, bench", UserError(f"Backend {name} is not available.", reason)
 

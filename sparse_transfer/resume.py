@@ -21,6 +21,8 @@ from torch import Tensor
 from sparse_transfer.errors import UserError
 from sparse_transfer.store import replacing
 
+FILE = "resume.safetensors"
+
 
 class Stateful(Protocol):
     """Anything whose state is tensors by name."""
@@ -53,12 +55,18 @@ class ResumeFile:
         folder: where the file lies.
         parts: what has a state, by the name it is saved under; restored in this order.
         optimizer: saved last, restored last.
+        facts: what must be known before the parts can be made; `facts_of` reads them.
     """
 
     def __init__(
-        self, folder: Path, parts: Mapping[str, Stateful], optimizer: torch.optim.Optimizer
+        self,
+        folder: Path,
+        parts: Mapping[str, Stateful],
+        optimizer: torch.optim.Optimizer,
+        facts: Mapping[str, str] | None = None,
     ) -> None:
-        self.path = folder / "resume.safetensors"
+        self.path = folder / FILE
+        self._facts = dict(facts or {})
         self.warnings: tuple[str, ...] = ()
         self._parts, self._optimizer = parts, optimizer
 
@@ -66,6 +74,7 @@ class ResumeFile:
         """Write the state after `epoch` epochs and `step` optimizer steps."""
         tensors = {name: value.detach().contiguous().clone() for name, value in self._tensors()}
         metadata = {"position": json.dumps([epoch, step]), "environment": json.dumps(environment())}
+        metadata["facts"] = json.dumps(self._facts)
         with replacing(self.path) as temporary:
             save_file(tensors, temporary, metadata)
 
@@ -83,11 +92,7 @@ class ResumeFile:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return self._restore(tensors, metadata)
         except (SafetensorError, RuntimeError, KeyError, ValueError) as error:
-            raise UserError(
-                f"The resume file {self.path} cannot be used.",
-                str(error).partition("\n")[0],
-                "Delete it to start afresh.",
-            ) from error
+            raise _unusable(self.path, error) from error
 
     def _restore(self, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> Position:
         position = Position(*json.loads(metadata["position"]))
@@ -118,6 +123,30 @@ class ResumeFile:
             state.setdefault(int(number), {})[key] = value
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def facts_of(folder: Path) -> dict[str, str] | None:
+    """The facts that a resume file was saved with; None where there is no file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads((file.metadata() or {}).get("facts", "{}"))
+    except (SafetensorError, ValueError) as error:
+        raise _unusable(path, error) from error
+
+
+def _unusable(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"The resume file {path} cannot be used.",
+        str(error).partition("\n")[0],
+        "Delete it to start afresh.",
+    )
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from sparse_transfer import config, experiment_file, method_options, plugins, store
 from sparse_transfer.errors import UserError
 
@@ -102,6 +104,7 @@ def transfer_experiment(
     linear: str,
     full: str,
     online: str = "paper-linear-online",
+    engine: str = "auto",
     image_size: int | None,
     crop: str | None,
     seeds: str,
@@ -110,7 +113,8 @@ def transfer_experiment(
     """The experiment that `transfer` runs: a finished checkpoint, and a dense one if given.
 
     Raises:
-        UserError: a folder is no checkpoint of ours, or the dense one is not dense.
+        UserError: a folder is no checkpoint of ours, or the dense one is not dense; an engine for
+            full fine-tuning without it.
     """
     facts = checkpoint_facts(checkpoint)
     base = dense or checkpoint
@@ -127,6 +131,13 @@ def transfer_experiment(
             )
     if not all(seed.strip().isdecimal() for seed in seeds.split(",")):
         raise UserError(f"--seeds {seeds} cannot be read.", hint="Write numbers: 0,1,2.")
+    if engine != "auto" and "full" not in modes:
+        raise UserError(
+            f"--engine {engine} has no effect here.",
+            "It says what computes full fine-tuning, and that is not asked for.",
+            "Add --mode full, or leave --engine out.",
+        )
+    profile = full if engine == "auto" else {"base": full, "engine": engine}
     preprocess = _preprocess(facts, image_size, crop)
     # two rows of one name would be taken for one method
     method = "given" if dense and facts["method"] == "dense" else facts["method"]
@@ -143,7 +154,7 @@ def transfer_experiment(
             "modes": list(modes),
             "linear": linear,
             **({"online": online} if "linear-online" in modes else {}),
-            **({"full": full} if "full" in modes else {}),
+            **({"full": profile} if "full" in modes else {}),
             "preprocess": preprocess,
             "seeds": [int(seed) for seed in seeds.split(",")],
         },
@@ -176,6 +187,42 @@ def evaluate_experiment(
         **_as_it_is(checkpoint, facts, facts["method"], has_dense=False),
     }
     return experiment_file.build(raw, overrides)
+
+
+def bench_settings(
+    checkpoint: Path,
+    *,
+    backends: Sequence[str],
+    batch_sizes: Sequence[int],
+    repeats: int,
+    idle_ms: int,
+    task: str | None,
+    image_size: int | None,
+) -> tuple[config.Bench, tuple[config.TaskRef, config.Preprocess] | None]:
+    """What `bench` measures, and the images for backends that need some.
+
+    Raises:
+        UserError: the settings do not go together, or the folder is no checkpoint of ours.
+    """
+    try:
+        settings = config.Bench(
+            backends=tuple(backends),
+            batch_size=tuple(batch_sizes),
+            repeats=repeats,
+            idle_ms=idle_ms,
+        )
+    except ValueError as error:
+        raise UserError("These options of bench do not go together.", _said(error)) from error
+    if task is None:
+        return settings, None
+    own = _preprocess(checkpoint_facts(checkpoint), image_size, None)
+    return settings, (config.TaskRef(name=task), config.Preprocess(**own))
+
+
+def _said(error: ValueError) -> str:
+    """What a validator of ours said, without what pydantic puts around it."""
+    told = error.errors() if isinstance(error, ValidationError) else []
+    return "; ".join(str(one["msg"]).removeprefix("Value error, ") for one in told) or str(error)
 
 
 def score(folder: Path) -> str:

@@ -46,9 +46,10 @@ def test_auto_takes_the_kernels_where_few_products_are_left(network):
     found = choose("auto", network, masks_of(network, 0.1))
     assert found.name == "sparse"
     assert found.reason == "10 % of the products are left"
+    # more than half is multiplied densely, all of it
     dense = choose("auto", network, masks_of(network, 0.6))
     assert dense.name == "dense"
-    assert dense.reason.startswith("60 % of the products are left")
+    assert dense.reason.startswith("100 % of the products are left")
 
 
 @needs_kernels
@@ -89,6 +90,21 @@ def test_a_masked_weight_of_two_layers_is_trained_densely():
     with pytest.raises(UserError, match="one tensor"):
         choose("sparse", tied, masks)
     assert choose("sparse", tied, masks, purpose="features").name == "sparse"
+
+
+@needs_kernels
+def test_auto_counts_what_the_kernels_would_skip():
+    """A classifier with zeros is multiplied densely, and SiLU ends every region."""
+    wide = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 62 * 62, 600))
+    kept = {name: torch.rand(p.shape) < 0.1 for name, p in wide.named_parameters() if p.ndim > 1}
+    found = choose("auto", wide, Masks(kept))
+    assert found.name == "dense"
+    assert found.reason.startswith("96 % of the products are left")
+    smooth = timm.create_model("resnet10t", num_classes=10, act_layer="silu")
+    masks = masks_of(smooth, 0.1)
+    assert "SiLU" in choose("auto", smooth, masks).reason
+    assert choose("sparse", smooth, masks).name == "sparse"
+    assert choose("auto", smooth, masks, purpose="features").name == "sparse"
 
 
 def test_without_kernels_auto_is_dense_and_asking_for_them_says_why(network, monkeypatch):

@@ -176,7 +176,8 @@ def test_defaults_are_pinned():
     }  # fmt: skip
     assert config.FullProfile(steps=1).model_dump() == {
         **training, **described, "kind": "full", "lr_grid": (), "card_lr": False,
-        "validation": 0.0, "bn": "train", "normalise": None, "interpolation": None,
+        "validation": 0.0, "bn": "train", "engine": "auto", "normalise": None,
+        "interpolation": None,
     }  # fmt: skip
     assert config.LinearProfile().model_dump() == {
         **described, "kind": "linear", "epochs": 150, "batch_size": 64, "lr": 0.01,

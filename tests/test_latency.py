@@ -115,6 +115,49 @@ def test_the_relative_error_is_reported():
     assert found["near"].relative_error == pytest.approx(5e-5, rel=0.01)
 
 
+def test_a_tolerance_of_its_own():
+    timed = {"dense": torch.clone, "rounded": lambda x: x * 1.005}
+    with pytest.raises(UserError, match="rounded does not compute"):
+        latency.measure(timed, IMAGE, reference="dense", repeats=3)
+    found = latency.measure(
+        timed, IMAGE, reference="dense", repeats=3, tolerances={"rounded": 0.01}
+    )
+    assert found["rounded"].relative_error == pytest.approx(5e-3, rel=0.01)
+    with pytest.raises(UserError, match="5e-04 is"):
+        latency.measure(timed, IMAGE, reference="dense", repeats=3, tolerances={"rounded": 5e-4})
+
+
+@pytest.mark.parametrize("wrong", [lambda x: x * float("inf"), lambda x: x[:, :1]])
+def test_even_an_infinite_tolerance_asks_for_finite_outputs_of_the_shape(wrong):
+    timed = {"dense": torch.clone, "integers": wrong}
+    with pytest.raises(UserError, match="integers does not compute"):
+        latency.measure(
+            timed, IMAGE, reference="dense", repeats=3, tolerances={"integers": float("inf")}
+        )
+
+
+def test_calls_after_idling_sleep_before_each_one(monkeypatch):
+    clock = FakeClock(monkeypatch)
+    monkeypatch.setattr(time, "sleep", lambda seconds: clock.calls.append(f"sleep {seconds:g}"))
+    timed = {"a": clock.takes("a", 1.0), "b": clock.takes("b", 2.0)}
+    found = latency.measure(timed, IMAGE, reference="a", repeats=3, warmup=0, idle=0.03)
+    assert clock.calls[3:7] == ["sleep 0.03", "a", "sleep 0.03", "b"]
+    assert found["b"].median == 2  # the pause is not in it
+
+
+def test_what_is_chosen_by_is_interleaved_and_without_the_first_round(monkeypatch):
+    clock = FakeClock(monkeypatch)
+    timed = {
+        "a": clock.takes("a", lambda n: 9.0 if n == 1 else 1.0),
+        "b": clock.takes("b", 2.0),
+    }
+    assert latency.medians(timed, IMAGE, repeats=3, budget=100) == {"a": 1, "b": 2}
+    assert "".join(clock.calls) == "abababab"
+    clock.calls.clear()
+    latency.medians(timed, IMAGE, repeats=50, budget=0)
+    assert "".join(clock.calls) == "ababab"
+
+
 def test_an_unknown_reference_is_an_error():
     with pytest.raises(ValueError, match="'b' is not among"):
         latency.measure({"a": torch.neg}, IMAGE, reference="b")

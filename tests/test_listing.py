@@ -95,3 +95,12 @@ def test_options_are_shown_with_what_they_may_be():
     shown = listing.details("progressive")
     assert "'constant' | 'step' | 'cosine' | 'cubic' | 'warmup' | 'learning_rate'" in shown
     assert "  start = 0.1: 0 to below 1\n" in shown and "Fraction" not in shown
+
+
+def test_a_backend_that_cannot_be_used_here_says_why(monkeypatch):
+    from sparse_transfer.sparse import library
+
+    assert "not available" not in dict(listing.rows("backends"))["dense"]
+    monkeypatch.setattr(library, "_file", lambda level: None)
+    said = dict(listing.rows("backends"))["sparse"]
+    assert said.startswith("The package's own") and "[not available here: " in said

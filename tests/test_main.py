@@ -169,6 +169,12 @@ def test_transfer_and_bench_of_a_finished_checkpoint(finished: Path, tmp_path, c
     assert code == 0 and row["median_s"] > 0 and row["uses_zeros"] == "does not use zeros"
 
 
+def test_a_gpu_that_is_not_there_is_refused_before_anything_is_opened(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert call("bench", "nowhere", "--device", "cuda") == 2
+    assert "--device cuda cannot be used" in capsys.readouterr().err
+
+
 def test_prune_prints_the_checkpoint(tmp_path, capsys):
     code = call(
         "prune", "test_resnet", "--weights", "random", "--task", "textures", "--method",

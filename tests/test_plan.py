@@ -122,7 +122,8 @@ OTHER: dict[str, dict[str, Any]] = {
     "FullProfile": {
         "version": 2, "steps": 13, "batch_size": 64, "label_smoothing": 0.1, "clip_norm": 1.0,
         "accumulation": 2, "ema": 0.9, "precision": "bf16", "augment": "flip", "card_lr": True,
-        "lr_grid": [0.1, 0.3], "validation": 0.3, "bn": "frozen", "normalise": "imagenet",
+        "lr_grid": [0.1, 0.3], "validation": 0.3, "bn": "frozen", "engine": "sparse",
+        "normalise": "imagenet",
         "interpolation": "bicubic", "optimizer": {"lr": 0.2}, "schedule": {"warmup_steps": 1},
     },
     "LinearProfile": {
@@ -148,7 +149,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "TaskRef": {"name": "textures", "train_images": 50, "validation": 0.1},
     "MethodSpec": {"name": "magnitude", "options": {"updates": 7}, "model": NET | {"kwargs": {
         "channels": [4, 8, 8]}}},
-    "Bench": {"backends": ["onnxruntime"], "batch_size": 2, "repeats": 7},
+    "Bench": {"backends": ["onnxruntime"], "batch_size": 2, "repeats": 7, "idle_ms": 30},
     "RecalibrateBn": {"images": 7},
 }  # fmt: skip
 # Where each stands in the study, and the stages whose numbers it defines.
@@ -470,3 +471,20 @@ def test_what_defines_a_curve_over_shots(changes):
 def test_the_on_line_mode_needs_a_profile():
     with pytest.raises(UserError, match="paper-linear-online"):
         made(transfer__modes=["linear-online"])
+
+
+def test_a_bench_that_needs_images_depends_on_the_task_and_others_do_not():
+    def benches(**changes: Any) -> list[plan.Run]:
+        return [run for run in made(**changes).runs if run.stage == "bench"]
+
+    (plain, *_), (calibrated, *_) = (
+        benches(),
+        benches(bench__backends=["dense", "onnxruntime-int8"]),
+    )
+    assert isinstance(plain.spec, plan.BenchSpec) and isinstance(calibrated.spec, plan.BenchSpec)
+    assert plain.spec.task is None and "task" not in plain.identity
+    assert calibrated.spec.task is not None and calibrated.identity["task"]["split_hash"]
+    assert calibrated.spec.preprocess is not None
+    assert calibrated.spec.preprocess.image_size == calibrated.spec.image_size
+    one = benches(bench__batch_size=16)  # the default spelt out
+    assert one[0].id == plain.id != benches(bench__batch_size=[16, 1])[0].id

@@ -35,6 +35,13 @@ def test_many_classes_have_no_logits(tmp_path):
     assert Predictions.load(tmp_path / "p.parquet").logits is None
 
 
+def test_logits_too_large_for_half_precision_stay_finite(tmp_path):
+    logits = np.array([[7e4, -1e5], [0.0, 1.0]])
+    Predictions.from_logits(np.array(["a", "b"]), np.array([0, 1]), logits).save(tmp_path / "p")
+    stored = Predictions.load(tmp_path / "p").logits
+    assert stored is not None and np.array_equal(stored, logits.astype(np.float32))
+
+
 def test_only_what_is_used_is_read(tmp_path):
     path = tmp_path / "p.parquet"
     made().save(path)

@@ -165,6 +165,18 @@ def test_a_backend_that_is_not_installed(tmp_path: Path, monkeypatch):
     assert where == "main, bench" and "Install the extra" in error
 
 
+def test_a_backend_that_is_calibrated_needs_images(tmp_path: Path, monkeypatch):
+    from sparse_transfer.backends.onnxruntime_int8 import Backend
+
+    monkeypatch.setattr(Backend, "available", lambda self: None)
+    integers = {"bench__backends": ["onnxruntime-int8"]}
+    assert problems(tmp_path, **integers) == []
+    bare = {"upstream": {"models": [NET]}, "recipe": {"steps": 0}, "prune__methods": ["magnitude"]}
+    where, error = the_problem(tmp_path, **bare, **integers)
+    assert where == "main, bench" and "name a task in `upstream.task`" in error
+    assert problems(tmp_path, **bare) == []
+
+
 def test_all_problems_come_at_once_each_with_its_arm(tmp_path: Path):
     study = {
         "name": "made",

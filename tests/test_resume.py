@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sparse_transfer.errors import UserError
-from sparse_transfer.resume import Position, ResumeFile
+from sparse_transfer.resume import FILE, Position, ResumeFile, facts_of
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, 1e-3, 0.9, nesterov=True),
@@ -44,6 +44,20 @@ def test_a_training_goes_on_as_if_it_had_never_stopped(tmp_path: Path, name: str
     steps(other, fresh, 3, 2)
     pairs = zip(model.state_dict().values(), other.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_facts_are_read_without_the_parts(tmp_path: Path):
+    model, optimizer = training()
+    assert facts_of(tmp_path) is None
+    ResumeFile(tmp_path, {"model": model}, optimizer, {"engine": "sparse"}).save(1, 2)
+    assert facts_of(tmp_path) == {"engine": "sparse"}
+    ResumeFile(tmp_path, {"model": model}, optimizer).save(1, 2)
+    assert facts_of(tmp_path) == {}
+    save_file({"a": torch.zeros(1)}, tmp_path / FILE)  # as it was written before there were any
+    assert facts_of(tmp_path) == {}
+    (tmp_path / FILE).write_bytes(b"cut")
+    with pytest.raises(UserError, match="Delete it"):
+        facts_of(tmp_path)
 
 
 def test_without_a_file_there_is_nothing_to_resume(tmp_path: Path):

@@ -112,6 +112,20 @@ def test_a_size_of_nothing_is_refused_and_not_replaced(tmp_path: Path):
         transferred(checkpoint(tmp_path / "c"), image_size=0)
 
 
+def test_an_engine_is_for_full_fine_tuning_and_makes_no_other_recipe(tmp_path: Path):
+    folder = checkpoint(tmp_path / "c")
+    plain = transferred(folder, modes=["full"]).arms[0].transfer
+    made = transferred(folder, modes=["full"], engine="sparse").arms[0].transfer
+    assert plain is not None and plain.full is not None and plain.full.engine == "auto"
+    assert made is not None
+    assert made.full == plain.full.model_copy(update={"engine": "sparse"})
+    with pytest.raises(UserError, match="--engine dense has no effect"):
+        transferred(folder, modes=["linear"], engine="dense")
+    with pytest.raises(UserError, match="trains in fp32"):
+        overrides = ("transfer.full.precision=bf16",)
+        transferred(folder, modes=["full"], engine="sparse", overrides=overrides)
+
+
 def test_a_dense_checkpoint_can_be_transferred_alone_and_beside_another(tmp_path: Path):
     one, other = (checkpoint(tmp_path / name, "dense", None) for name in "ab")
     assert transferred(one).arms[0].prune.methods[0].title == "dense"
@@ -167,3 +181,20 @@ def test_a_sparsity_that_is_not_given_is_the_only_possible_one_or_nine_tenths(
 def test_two_calls_that_differ_in_an_option_have_reports_of_their_own():
     names = {pruned(options=[f"updates={n}"]).name for n in (5, 6)} | {pruned(seed=1).name}
     assert len(names) == 3 and all(name.startswith("prune-resnet18-gmp-0.9-") for name in names)
+
+
+def test_the_settings_of_bench():
+    def of(**changes: Any) -> Any:
+        asked = {"backends": ["dense"], "batch_sizes": [16], "repeats": 30, "idle_ms": 0}
+        return single.bench_settings(
+            Path("nowhere"), **{**asked, "task": None, "image_size": None, **changes}
+        )
+
+    settings, images = of(batch_sizes=[1, 64], idle_ms=30)
+    assert images is None and settings.regimes == {1: (0, 30), 64: (0,)}
+    assert of(idle_ms=30)[0].regimes == {16: (0,), 1: (30,)}
+    with pytest.raises(UserError, match="do not go together") as caught:
+        of(batch_sizes=[2, 2])
+    assert caught.value.why == "`batch_size` has 2 more than once: list each once"
+    with pytest.raises(UserError, match="nowhere"):
+        of(task="digits")  # the transform is the checkpoint's own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +37,14 @@ def _options(
 
 def examples(*lines: str) -> str:
     return "[bold]Examples[/bold]\n\n" + "\n\n".join(f"  {line}" for line in lines)
+
+
+class Engine(StrEnum):
+    """What computes a training."""
+
+    auto = "auto"
+    dense = "dense"
+    sparse = "sparse"
 
 
 Runs = Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from sparse_transfer.commands.app import (
     Crop,
     DataRoot,
     Debug,
+    Engine,
     ImageSize,
     InputTransform,
     Json,
@@ -24,6 +26,7 @@ from sparse_transfer.commands.app import (
     examples,
 )
 from sparse_transfer.commands.steps import (
+    cache_folder,
     is_main,
     make_plan,
     print_json,
@@ -31,6 +34,7 @@ from sparse_transfer.commands.steps import (
     run_plan,
     say,
     set_up,
+    set_up_device,
 )
 
 
@@ -107,7 +111,7 @@ def prune(
 @app.command(
     epilog=examples(
         "sparse-transfer transfer runs/prune/0123456789abcdef/checkpoint --task digits",
-        "sparse-transfer transfer sparse/ --dense dense/ --task my.yaml --mode linear --mode full",
+        "sparse-transfer transfer sparse/ --dense d/ --task my.yaml --mode full --engine sparse",
     )
 )
 def transfer(
@@ -128,6 +132,13 @@ def transfer(
     online: Annotated[
         str, typer.Option(help="Profile of linear-online: backbone recomputed each step.")
     ] = "paper-linear-online",
+    engine: Annotated[
+        Engine,
+        typer.Option(
+            help="What computes full fine-tuning: PyTorch (dense), the kernels that skip zeros "
+            "(sparse), or whichever a fixed rule takes (auto)."
+        ),
+    ] = Engine.auto,
     image_size: ImageSize = None,
     crop: Crop = None,
     seeds: TransferSeeds = "0",
@@ -149,6 +160,7 @@ def transfer(
         linear=linear,
         full=full,
         online=online,
+        engine=engine.value,
         image_size=image_size,
         crop=crop,
         seeds=seeds,
@@ -192,10 +204,19 @@ def evaluate(
     raise typer.Exit(code)
 
 
+class Device(StrEnum):
+    """What `bench` measures on."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
 @app.command(
     epilog=examples(
-        "sparse-transfer bench runs/prune/0123456789abcdef/checkpoint --dense dense/checkpoint",
-        "sparse-transfer bench sparse/ --backend dense --backend onnxruntime --batch-size 1",
+        "sparse-transfer bench sparse/ --dense dense/ --backend dense --backend sparse "
+        "--batch-size 1 --batch-size 16 --batch-size 64 --idle-ms 30",
+        "sparse-transfer bench runs/prune/0123456789abcdef/checkpoint --backend dense "
+        "--backend onnxruntime-int8 --task pets",
     )
 )
 def bench(
@@ -206,20 +227,48 @@ def bench(
     backend: Annotated[
         list[str] | None, typer.Option(help="May be repeated: `ls backends`.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per call.")] = 16,
+    batch_size: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Images per call; may be repeated. Default: 16."),
+    ] = None,
     image_size: ImageSize = None,
     repeats: Annotated[int, typer.Option(min=6, help="Timed calls of each, interleaved.")] = 30,
+    idle_ms: Annotated[
+        int,
+        typer.Option(
+            min=0, max=1000, help="Batch 1 too, after a pause of so many ms before each call."
+        ),
+    ] = 0,
+    task: Annotated[
+        str | None,
+        typer.Option(help="Task card of images to calibrate on (train) and to score (test)."),
+    ] = None,
+    device: Annotated[Device, typer.Option(help="Where to measure.")] = Device.cpu,
+    data_root: DataRoot = None,
+    runs: Runs = Path("runs"),
     as_json: Json = False,
     threads: Threads = None,
     debug: Debug = False,
 ) -> None:
     """Measure latency beside the dense model: interleaved, median, agreement checked first."""
+    from sparse_transfer import single
     from sparse_transfer.report import console_tables
     from sparse_transfer.stages import bench as stage
 
+    settings, wanted = single.bench_settings(
+        checkpoint,
+        backends=backend or ["dense"],
+        batch_sizes=batch_size or [16],
+        repeats=repeats,
+        idle_ms=idle_ms,
+        task=task,
+        image_size=image_size,
+    )
     set_up(debug, threads)
+    set_up_device(device.value)
+    source = stage.Source(*wanted, data_root, cache_folder(runs)) if wanted else None
     rows, reasons = stage.measure_checkpoints(
-        checkpoint, dense, tuple(backend or ["dense"]), batch_size, image_size, repeats
+        checkpoint, dense, settings, image_size, source, device.value
     )
     if as_json:
         print_json(rows)

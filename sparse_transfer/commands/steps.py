@@ -164,6 +164,22 @@ def set_up(debug: bool, threads: int | None = None) -> None:
         torch.set_num_threads(threads)
 
 
+def set_up_device(device: str) -> None:
+    """Refuse a device that is not there, before anything is loaded; on a GPU, fp32 means fp32."""
+    import torch
+
+    from sparse_transfer import devices
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "--device cuda cannot be used.",
+            "PyTorch finds no NVIDIA GPU here.",
+            "Measure on the CPU: leave --device out.",
+        )
+    if device == "cuda":
+        devices.accelerator()
+
+
 def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 _AGGREGATES = ("mean of ratios, %", "ratio of means, %")
-_NUMBERS = ("about", "disk", "median ms", "p10", "p90", "weights", "zeros", *_AGGREGATES, "tasks")
+_BENCH = ("batch", "median ms", "p10", "p90", "p99", "images/s")
+_NUMBERS = ("about", "disk", *_BENCH, "weights", "zeros", *_AGGREGATES, "tasks")
 _NOISY = 2.0  # p90 over p10 from which a median is not worth quoting
 
 
@@ -41,10 +42,16 @@ def print_plan(rows: Sequence[Mapping[str, Any]], missing: Sequence[Mapping[str,
 
 
 def print_bench(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Latency per backend; a backend that does not use zeros says so."""
-    table = _table(
-        "backend", "zeros", "median ms", "p10", "p90", "speedup over dense [95 %]", "setting"
-    )
+    """Latency per batch size and backend; below, whether it uses zeros and how exact it is."""
+    console = Console()
+    if rows:
+        first = rows[0]
+        console.print(
+            f"{first['device']}, {first['threads']} threads, {first['image_size']} px, "
+            f"{first['repeats']} rounds",
+            highlight=False,
+        )
+    table = _table("backend", *_BENCH, "speedup over dense [95 %]")
     for row in rows:
         speedup = ""
         if row["speedup"] is not None:
@@ -53,23 +60,40 @@ def print_bench(rows: Sequence[Mapping[str, Any]]) -> None:
             speedup += "" if row["over"] == row["backend"] else f" over {row['over']}"
         table.add_row(
             row["backend"],
-            row["uses_zeros"],
-            f"{1e3 * row['median_s']:.2f}",
-            f"{1e3 * row['p10_s']:.2f}",
-            f"{1e3 * row['p90_s']:.2f}",
+            _batch(row),
+            *(f"{1e3 * row[name]:.2f}" for name in ("median_s", "p10_s", "p90_s", "p99_s")),
+            f"{row['images_per_s']:.4g}",
             speedup,
-            f"{row['device']}, {row['threads']} threads, batch {row['batch_size']}, "
-            f"{row['image_size']} px, {row['repeats']} rounds",
         )
-    console = Console()
     console.print(table)
+    for name in dict.fromkeys(row["backend"] for row in rows):
+        own = [row for row in rows if row["backend"] == name]
+        console.print(f"{name}: {_exactness(own)}", highlight=False, soft_wrap=True)
     for row in rows:
         if row["p90_s"] > _NOISY * row["p10_s"]:
             spread = row["p90_s"] / row["p10_s"]
             console.print(
-                f"{row['backend']}: p90 is {spread:.1f} times p10. The machine was busy; measure "
-                "again when it is idle before quoting this."
+                f"{row['backend']}, batch {_batch(row)}: p90 is {spread:.1f} times p10. "
+                "The machine was busy; measure again when it is idle before quoting this."
             )
+
+
+def _batch(row: Mapping[str, Any]) -> str:
+    return f"{row['batch_size']}" + (f" after {row['idle_ms']} ms" if row["idle_ms"] else "")
+
+
+def _exactness(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What one backend is to zeros and to rounding."""
+    row, error = rows[0], max(row["relative_error"] for row in rows)
+    words = f"{row['uses_zeros']}; largest error {error:.0e} of the largest output"
+    if "accuracy" in row:
+        own, exact = 100 * row["accuracy"], 100 * row["accuracy_float32"]
+        words += f"; accuracy {own:.1f} %, in float32 {exact:.1f} %"
+    elif "agreement" in row:
+        words += f"; {100 * row['agreement']:.1f} % of its predictions are those of float32"
+    if "scored_images" in row:
+        words += f" ({row['scored_images']} test images)"
+    return words
 
 
 def print_imported(told: Mapping[str, Any]) -> None:

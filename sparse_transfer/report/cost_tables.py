@@ -17,8 +17,10 @@ from sparse_transfer.report.cells import Column, Table, with_values
 from sparse_transfer.statistics.intervals import t_interval
 from sparse_transfer.store import slug
 
-REGIME = ["backend", "device", "threads", "batch_size", "image_size"]
-NUMBERS = ("median_s", "p10_s", "p90_s", "speedup", "speedup_low", "speedup_high", "mac_ratio")
+REGIME = ["backend", "device", "threads", "batch_size", "idle_ms", "image_size"]
+TIMES = ("p10_s", "p90_s", "p99_s", "images_per_s", "relative_error")
+SCORES = ("accuracy", "accuracy_float32", "agreement", "scored_images")
+NUMBERS = ("median_s", *TIMES, *SCORES, "speedup", "speedup_low", "speedup_high", "mac_ratio")
 NO_ZEROS = "does not use zeros"
 COLUMNS = (
     Column("model", "model", choice=True),
@@ -29,15 +31,23 @@ COLUMNS = (
     Column("device", "device", choice=True),
     Column("threads", "threads", "count"),
     Column("batch_size", "batch", "count"),
+    Column("idle_ms", "idle before, ms", "count"),
     Column("image_size", "px", "count"),
     Column("seconds", "median, ms per batch", "milliseconds", "mean over upstream seeds"),
     Column("p10_s", "p10, ms", "milliseconds"),
     Column("p90_s", "p90, ms", "milliseconds"),
+    Column("p99_s", "p99, ms", "milliseconds"),
+    Column("images_per_s", "images per second", "count"),
     Column(
         "measured",
         "measured speedup over dense",
         note="paired median; over the fastest dense backend where zeros are used",
     ),
+    Column("relative_error", "largest error of its outputs, %", "percent", "of the largest output"),
+    Column("accuracy", "its accuracy, %", "percent", "on test images, where it rounds to integers"),
+    Column("accuracy_float32", "in float32, %", "percent", "the same model on the same images"),
+    Column("agreement", "predictions as in float32, %", "percent"),
+    Column("scored_images", "images scored", "count"),
     Column("seeds", "seeds", "count"),
 )
 
@@ -50,13 +60,15 @@ def measurements(bench: pd.DataFrame) -> pd.DataFrame:
     that of the measurement itself where there is one seed. `beside_s` is the dense model's time,
     on the backend that the speedup is over (`over`).
     """
-    bench = bench.assign(**{name: _numbers(bench, name) for name in NUMBERS})
+    numbers = {name: _numbers(bench, name) for name in NUMBERS}
+    # results of earlier versions were all taken back to back
+    bench = bench.assign(**numbers, idle_ms=_numbers(bench, "idle_ms").fillna(0).astype(int))
     rows = []
     by = ["arm", "model", "method", "sparsity", *REGIME]
     for key, part in bench.groupby(by, sort=False, dropna=False):
         row: dict[str, Any] = dict(zip(by, key, strict=True))
         row |= {"seconds": part["median_s"].mean(), "seeds": part["upstream_seed"].nunique()}
-        row |= {name: part[name].mean() for name in ("p10_s", "p90_s")}
+        row |= {name: part[name].mean() for name in (*TIMES, *SCORES)}
         # of the dense model in the same rounds; missing for itself and where there is none
         beside = (part["median_s"] * part["speedup"]).mean()
         row["beside_s"] = float("nan") if row["method"] == "dense" else beside
@@ -78,6 +90,8 @@ def speedup_table(measured: pd.DataFrame, *, arm: str, held_fixed: str) -> Table
     columns = with_values(part, COLUMNS)
     if part["model"].nunique() == 1:
         columns = tuple(column for column in columns if column.key != "model")
+    if not part["idle_ms"].any():
+        columns = tuple(column for column in columns if column.key != "idle_ms")
     silent = sorted(part.loc[~part["uses_zeros"], "backend"].unique())
     notes = ()
     if silent:
@@ -92,7 +106,9 @@ def regime(row: Mapping[str, Any]) -> str:
     """Backend, device, threads and batch in words."""
     threads = int(row["threads"])
     words = f"{threads} thread{'s' if threads != 1 else ''}"
-    return f"{row['backend']} backend, {row['device']}, {words}, batch {int(row['batch_size'])}"
+    idle = f" after {int(row['idle_ms'])} ms idle" if row["idle_ms"] else ""
+    batch = f"batch {int(row['batch_size'])}{idle}"
+    return f"{row['backend']} backend, {row['device']}, {words}, {batch}"
 
 
 def theoretical(mac_ratios: pd.Series, method: str) -> float:

@@ -21,6 +21,9 @@ RUN_COLUMNS = (
     Column("recipe", "recipe"),
     Column("profiles", "profile"),
     Column("transfer_seeds", "transfer seeds"),
+    Column(
+        "engine", "engine", note="what computed the training: PyTorch (dense) or the sparse kernels"
+    ),
     Column("image_size", "px", "count"),
     Column("split", "split", note="first digits of the hash of the split's example ids"),
 )
@@ -50,6 +53,7 @@ def runs_table(frame: pd.DataFrame) -> Table:
         {name: run[name] for name in names}
         | {"profiles": ", ".join(name for name, is_known in run["of"].items() if is_known)}
         | {"transfer_seeds": ", ".join(map(str, sorted(run["by"])))}
+        | {"engine": run.get("engine")}
         | {"split": str(run["split_hash"])[:8]}
         for run in runs.values()
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
-from ctypes import c_double, c_float, c_int32, c_int64, c_void_p
+from ctypes import c_double, c_float, c_int32, c_int64, c_uint16, c_void_p
 
 
 class Kind(enum.IntEnum):
@@ -64,6 +64,18 @@ class Planes(ctypes.Structure):
         ("columns", c_int32),
         ("is_saved", c_int32),
     ]
+
+
+class Entry(ctypes.Structure):
+    """A weight that is not zero, and where its input lies."""
+
+    _fields_ = [("value", c_float), ("offset", c_int32)]
+
+
+class Pair(ctypes.Structure):
+    """Two of them in bfloat16, which are multiplied at once."""
+
+    _fields_ = [("values", c_uint16 * 2), ("offsets", c_int32 * 2)]
 
 
 class Op(ctypes.Structure):

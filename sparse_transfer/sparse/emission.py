@@ -11,7 +11,7 @@ from torch import Tensor
 from sparse_transfer.sparse import tiling
 from sparse_transfer.sparse.layout import Axis, Grid, Halo, Layout
 from sparse_transfer.sparse.library import Library
-from sparse_transfer.sparse.packing import Packed, Pattern, pack_backward, pack_forward
+from sparse_transfer.sparse.packing import Packed, Pattern, pack_backward, pack_forward, pairs
 from sparse_transfer.sparse.program import Buffer, Program
 
 CACHE = 48 * 1024  # bytes that a tile may read of a group of channels
@@ -29,6 +29,8 @@ def convolve(
     """target = weight * source, whose halo has been filled with zeros."""
     tile, blocks = _cut(program.library, pattern, source.layout, target.layout.block, axes)
     packed = pack_forward(pattern, values, axes, source.layout, blocks)
+    if program.library.terms == 2:
+        packed = pairs(packed)
     program.sparse(
         packed,
         source,
@@ -153,8 +155,8 @@ def _cut(
 ) -> tuple[tuple[int, int], int]:
     step = (axes[0].stride, axes[1].stride)
     tile = tile or tiling.tiles(library, count, step[1])[0]
-    if pattern.groups == pattern.channels:
-        return tile, 1  # every row reads one channel
+    if pattern.groups == pattern.channels or library.terms == 2:
+        return tile, 1  # every row reads one channel; or sums are not to be kept in bfloat16
     reach = tuple(axis.dilation * (axis.kernel - 1) for axis in axes)
     return tile, _blocks(
         source, tile, step, (reach[0], reach[1]), len(pattern.out) / pattern.shape[0]

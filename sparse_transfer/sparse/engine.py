@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
+from sparse_transfer.bfloat16 import InBfloat16
 from sparse_transfer.errors import UserError
 from sparse_transfer.fusion import fold_batch_norms, trace
 from sparse_transfer.sparse import library, tuning
@@ -25,7 +26,8 @@ from sparse_transfer.sparse.planning import Planner, Row
 from sparse_transfer.sparse.program import Program
 from sparse_transfer.sparse.tuning import Timing
 
-TOLERANCE = 1e-4  # of the largest output; more is an error of the engine, and it is not used
+# of the largest output; more is an error of the engine, and it is not used
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
 ROUNDS, FEWEST, BUDGET = 7, 3, 4.0  # of the comparison with PyTorch; fewer after so many seconds
 GAIN = 1.03  # what the engine must be faster by, lest noise choose it
 
@@ -63,6 +65,7 @@ class Compiled:
         reason: why it is dense, or what was gained.
         rows: what was chosen for each convolution in a region.
         timing: what was measured, or None.
+        dtype: what it computes in: of the values between layers; sums are float32.
     """
 
     def __init__(
@@ -72,9 +75,10 @@ class Compiled:
         reason: str,
         rows: Sequence[Row] = (),
         timing: Timing | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.module, self.engine, self.reason = module, engine, reason
-        self.rows, self.timing = tuple(rows), timing
+        self.rows, self.timing, self.dtype = tuple(rows), timing, dtype
 
     def __call__(self, images: Tensor) -> Tensor:
         """The network's output.
@@ -89,7 +93,7 @@ class Compiled:
 
     def explain(self) -> str:
         """The choices and their times as a table, one line for each convolution."""
-        lines = [f"{self.engine}: {self.reason}"]
+        lines = [f"{self.engine}: {self.reason}; in {str(self.dtype).removeprefix('torch.')}"]
         if self.rows:
             lines.append(
                 f"{'layer':<32} {'weight':<18} {'density':>7} {'lanes':>8} {'kernel':>7} "
@@ -106,7 +110,9 @@ class Compiled:
         return "\n".join(lines)
 
 
-def compile(model: nn.Module, example: Tensor, *, tune: bool = True) -> Compiled:  # noqa: A001
+def compile(  # noqa: A001
+    model: nn.Module, example: Tensor, *, tune: bool = True, dtype: torch.dtype = torch.float32
+) -> Compiled:
     """Make a network with zeros fast on this CPU; the model itself is left alone.
 
     Args:
@@ -115,11 +121,21 @@ def compile(model: nn.Module, example: Tensor, *, tune: bool = True) -> Compiled
             be run, but layouts were chosen for this one.
         tune: measure; without it layouts and kernels are chosen by rule and the engine is used
             wherever it can be.
+        dtype: torch.bfloat16 allows values between layers to be rounded to bfloat16 where that is
+            faster; images and outputs are float32 all the same. Then the engine in bfloat16, the
+            engine in float32 and PyTorch in bfloat16 are measured, and the fastest is taken. The
+            engine may be off by 1e-2 of the largest output, or by twice what PyTorch is off by.
 
     Raises:
-        UserError: the model or the example is not on the CPU in float32, or there are no kernels.
+        UserError: the model or the example is not on the CPU in float32, or there are no kernels
+            (of that type, for this CPU).
     """
-    reason = library.available()
+    if dtype not in TOLERANCE:
+        raise UserError(
+            f"A sparse model cannot be compiled for {dtype}.",
+            f"There are kernels for {' and '.join(map(str, TOLERANCE))}.",
+        )
+    reason = library.available(dtype)
     if reason is not None:
         raise UserError("A sparse model cannot be compiled.", reason)
     check(example, "images", (None, None, None, None))
@@ -139,35 +155,64 @@ def compile(model: nn.Module, example: Tensor, *, tune: bool = True) -> Compiled
         )
     folded, note = fold_batch_norms(model)
     dense = folded.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    module = dense if dtype == torch.float32 else InBfloat16(dense)
+    plain = Compiled(module, "dense", note, dtype=dtype)
     try:
         graph = trace(dense)
     except Exception as error:  # tracing runs the model's own code on symbols: anything may happen
         words = str(error).partition("\n")[0] or type(error).__name__
-        return Compiled(dense, "dense", f"torch.fx cannot trace the model ({words})")
+        return _instead(plain, f"torch.fx cannot trace the model ({words})")
     with torch.inference_mode():
         expected = dense(example)
         ShapeProp(graph).propagate(example[:1])  # images do not know of each other
-    tuner = tuning.Tuner(library.current(), tuning.cache_file() if tune else None)
+    types = [dtype, torch.float32] if tune and dtype != torch.float32 else [dtype]
+    found = [_engine(graph, plain, example, expected, kind, tune) for kind in types]
+    return min(found, key=_relative_time)
+
+
+def _engine(
+    graph: fx.GraphModule,
+    plain: Compiled,
+    example: Tensor,
+    expected: Tensor,
+    dtype: torch.dtype,
+    tune: bool,
+) -> Compiled:
+    """The engine in one type, or `plain` where it is wrong or not faster."""
+    tuner = tuning.Tuner(library.current(dtype), tuning.cache_file() if tune else None)
     module, rows = _with_regions(graph, example.shape[0], tuner)
     sparse = [row for row in rows if row.choice.kind == "sparse" and row.density < 1]
     tuner.save()
     if not sparse:
-        return Compiled(dense, "dense", f"no layer is faster with its zeros skipped ({note})", rows)
-    engine = Compiled(module, "sparse", "", rows)
-    error = _error(engine(example), expected)
-    if not error <= TOLERANCE:  # NaN is not
-        words = f"the engine is off by {error:.1e} of the largest output"
-        return Compiled(dense, "dense", words, rows)
-    words = f"{len(sparse)} of {len(rows)} convolutions skip their zeros; {note}"
+        return _instead(plain, f"no layer is faster with its zeros skipped ({plain.reason})", rows)
+    words = f"{len(sparse)} of {len(rows)} convolutions skip their zeros; {plain.reason}"
+    engine = Compiled(module, "sparse", words, rows, dtype=dtype)
+    error, allowed = _error(engine(example), expected), TOLERANCE[dtype]
+    if dtype != torch.float32:  # some networks magnify rounding, whoever rounds
+        allowed = max(allowed, 2 * _error(plain(example), expected))
+    if not error <= allowed:  # NaN is not
+        return _instead(plain, f"the engine is off by {error:.1e} of the largest output", rows)
     if not tune:
-        return Compiled(module, "sparse", words, rows)
-    plain = Compiled(dense, "dense", "")
-    timing = tuner.compare(len(example), lambda: _compare(plain, engine, example))
+        return engine
+    timing = tuner.compare(len(example), plain.dtype, lambda: _compare(plain, engine, example))
     tuner.save()
     gain = f"{timing.dense / timing.sparse:.2f} times as fast as PyTorch"
     if timing.dense < GAIN * timing.sparse:
-        return Compiled(dense, "dense", f"the engine is {gain}", rows, timing)
-    return Compiled(module, "sparse", f"{gain}; {words}", rows, timing)
+        return _instead(plain, f"the engine is {gain}", rows, timing)
+    return Compiled(module, "sparse", f"{gain}; {words}", rows, timing, dtype)
+
+
+def _instead(
+    plain: Compiled, reason: str, rows: Sequence[Row] = (), timing: Timing | None = None
+) -> Compiled:
+    return Compiled(plain.module, "dense", reason, rows, timing, plain.dtype)
+
+
+def _relative_time(compiled: Compiled) -> float:
+    """Of what PyTorch takes; 1 where it is PyTorch."""
+    if compiled.engine == "dense" or compiled.timing is None:
+        return 1.0
+    return compiled.timing.sparse / compiled.timing.dense
 
 
 def regions_of(graph: fx.GraphModule, steps: dict[str, Step]) -> list[list[fx.Node]]:

@@ -39,15 +39,17 @@ class SparseConvolution:
     """A two-dimensional convolution whose weight has zeros, without bias, on the CPU, in float32.
 
     The non-zeros are a vector in the order of the flattened weight (`values`). Results differ from
-    float64 by rounding (relative error about 1e-7); sums over threads are taken in thread order,
-    but which thread takes which image is not fixed.
+    float64 by rounding (relative error about 1e-7) and are the same in every run with as many
+    threads.
 
     Args:
         weight: (out, in / groups, height, width) float32.
         stride, padding, dilation: for y and x; padding counts on both sides.
         groups: of channels.
         kept: bool of the weight's shape; what is not zero if None. Values that are kept may be 0.
-        level: of instructions, see `library.LEVELS`; the best if None.
+        level: of instructions, see `library.LEVELS`; the best of float32 if None. `library.BF16`
+            rounds weights, inputs and outputs to bfloat16 (sums are float32, relative error about
+            2e-3), takes and returns float32, and has no gradients.
 
     Raises:
         UserError: the kernels were not compiled; a tensor or number does not fit.
@@ -95,6 +97,8 @@ class SparseConvolution:
         """Replace the non-zeros; `values` (non-zeros,) float32."""
         check(values, "values", (len(self._values),))
         self._values = values.detach().contiguous().numpy().copy()
+        if self.library.terms == 2:
+            self._plans.clear()
         for plan in self._plans.values():
             for packed in plan.packed:
                 packed.write(self._values)
@@ -134,7 +138,7 @@ class SparseConvolution:
         assert plan.gradient is not None
         plan.gradient.zero_()
         if batch:
-            plan.program.run([images, gradient], batch, threads)
+            plan.program.run([images, gradient], batch, threads, is_fixed=True)
         found = torch.empty(len(self._values))
         found[torch.from_numpy(plan.packed[0].order)] = plan.gradient.sum(
             0, dtype=torch.float64
@@ -173,7 +177,7 @@ class SparseConvolution:
         batch: int,
         *more: int,
     ) -> _Plan:
-        grid = grid_for(axes, max(batch, 1))
+        grid = grid_for(axes, max(batch, 1), self.library.lanes)
         key = (name, axes, grid, *more)
         if key not in self._plans:
             if len(self._plans) >= 3 * PLANS:
@@ -232,6 +236,12 @@ class SparseConvolution:
         check(images, "images", (None, self.pattern.channels, None, None))
 
     def _check_gradient(self, gradient: Tensor, image_size: tuple[int, int]) -> tuple[Axis, Axis]:
+        if self.library.dtype != torch.float32:
+            raise UserError(
+                f"A layer of the level {self.library.level} has no gradients.",
+                f"It computes in {self.library.dtype}, for inference.",
+                f"Make it with level={library.best_level()!r} to train it.",
+            )
         axes = self.axes(*image_size)
         shape = (None, self.pattern.shape[0], axes[0].output, axes[1].output)
         check(gradient, "gradient", shape)

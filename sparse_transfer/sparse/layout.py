@@ -1,4 +1,4 @@
-"""How images lie in the engine: sixteen lanes, every one a block of pixels of its own.
+"""How images lie in the engine: lanes side by side, every one a block of pixels of its own.
 
 An ordinary sparse convolution reads rows that are shifted by a pixel, and every load that crosses
 a cache line costs two. Here an image is cut into a grid of blocks, and the pixels that stand at the
@@ -12,7 +12,8 @@ whole vector, a stride is a step over vectors, and all loads are aligned, whatev
     c c c c│d d d d
     c c c c│d d d d
 
-Large images fill the sixteen lanes alone, small ones share them (`Grid`). Around a block lies a
+A vector has sixteen lanes of float32 or thirty-two of bfloat16. Large images fill the lanes alone,
+small ones share them (`Grid`). Around a block lies a
 halo, which is copied from the neighbouring lanes (`halo_moves`) before an operation that looks
 beyond a pixel.
 """
@@ -29,7 +30,8 @@ import numpy as np
 from sparse_transfer.errors import UserError
 from sparse_transfer.sparse import abi
 
-LANES = 16
+LINE = 16  # floats of a position: a cache line, whatever it holds
+LANES = 16  # elements of a position in float32
 
 
 @dataclass(frozen=True)
@@ -41,15 +43,24 @@ class Grid:
     columns: int
 
     def __post_init__(self) -> None:
-        if self.images * self.rows * self.columns != LANES:
-            raise ValueError(f"{self} does not have {LANES} lanes")
+        if self.lanes not in (LANES, 2 * LANES):
+            raise ValueError(f"{self} does not have {LANES} or {2 * LANES} lanes")
+
+    @property
+    def lanes(self) -> int:
+        """Elements of a position."""
+        return self.images * self.rows * self.columns
 
 
-GRIDS = tuple(
-    Grid(LANES // (rows * columns), rows, columns)
-    for rows, columns in itertools.product((1, 2, 4, 8, 16), repeat=2)
-    if rows * columns <= LANES
-)
+@cache
+def grids(lanes: int = LANES) -> tuple[Grid, ...]:
+    """All ways to share that many lanes."""
+    parts = [2**n for n in range(lanes.bit_length())]
+    return tuple(
+        Grid(lanes // (rows * columns), rows, columns)
+        for rows, columns in itertools.product(parts, repeat=2)
+        if rows * columns <= lanes
+    )
 
 
 @dataclass(frozen=True)
@@ -170,8 +181,8 @@ class Layout:
 
     @property
     def floats(self) -> int:
-        """Of the whole buffer."""
-        return (self.halo.top + self.block[0] + self.halo.bottom) * self.pitch * LANES
+        """Memory of the whole buffer, in floats."""
+        return (self.halo.top + self.block[0] + self.halo.bottom) * self.pitch * LINE
 
     @cached_property
     def is_ragged(self) -> bool:
@@ -184,19 +195,20 @@ class Layout:
         return replace(self, halo=halo)
 
     def offset(self, channel: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """Floats from a position of channel 0 to the one (y, x) further in `channel`; int32.
+        """Elements from a position of channel 0 to the one (y, x) further in `channel`; int32.
 
         Raises:
             UserError: the buffer is too large for 32 bits.
         """
-        if self.floats >= 2**31:
+        elements = self.floats // LINE * self.grid.lanes
+        if elements >= 2**31:
             raise UserError(
                 "The images are too large for the sparse kernels.",
                 f"{self.channels} channels of {self.image[0]} × {self.image[1]} pixels need "
-                f"{self.floats} floats; fewer than {2**31} can be addressed.",
+                f"{elements} numbers; fewer than {2**31} can be addressed.",
                 "Pass fewer or smaller images at a time.",
             )
-        return ((channel * self.size + y * self.pitch + x) * LANES).astype(np.int32)
+        return ((channel * self.size + y * self.pitch + x) * self.grid.lanes).astype(np.int32)
 
     def planes(self, at: int = 0, item: int = -1) -> abi.Planes:
         """For the kernels: at float `at` of the thread's arena, or of the batch's (item ≥ 0)."""
@@ -232,13 +244,13 @@ def cost(axes: tuple[Axis, Axis], grid: Grid, batch: int) -> float:
     """
     items = -(-batch // grid.images)
     (_, out_y), (_, out_x) = axes[0].blocks(grid.rows), axes[1].blocks(grid.columns)
-    computed = items * LANES * out_y * out_x
+    computed = items * grid.lanes * out_y * out_x
     useful = batch * axes[0].output * axes[1].output
     return computed / useful * (1 + 3 / min(16, out_y * out_x))
 
 
 @cache
-def grid_for(axes: tuple[Axis, Axis], batch: int) -> Grid:
+def grid_for(axes: tuple[Axis, Axis], batch: int, lanes: int = LANES) -> Grid:
     """The grid for that many images: within 5 % of the least cost the one with fewest images (the
     smallest working set), then that with the squarest blocks."""
 
@@ -246,20 +258,21 @@ def grid_for(axes: tuple[Axis, Axis], batch: int) -> Grid:
         (_, out_y), (_, out_x) = axes[0].blocks(grid.rows), axes[1].blocks(grid.columns)
         return grid.images, abs(math.log(out_y / out_x))
 
-    least = min(cost(axes, grid, batch) for grid in GRIDS)
-    return min((grid for grid in GRIDS if cost(axes, grid, batch) <= 1.05 * least), key=key)
+    least = min(cost(axes, grid, batch) for grid in grids(lanes))
+    return min((grid for grid in grids(lanes) if cost(axes, grid, batch) <= 1.05 * least), key=key)
 
 
 @cache
 def halo_moves(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
-    """What fills a halo: moves (m, 3) int32 of from, to, permutation; permutations (p, 16) int32.
+    """What fills a halo: moves (m, 3) int32 of from, to, permutation; permutations (p, lanes) of
+    integers as wide as an element (int32, or int16 for thirty-two lanes).
 
     A move takes the vector at one position of a channel, permutes its lanes (−1: the value that
     stands for outside), and writes it at another. The first moves clear what lies in a block but
     outside its image.
     """
     grid, (height, width) = layout.grid, layout.block
-    lane = np.arange(LANES)
+    lane = np.arange(grid.lanes)
     row, column = lane // grid.columns % grid.rows, lane % grid.columns
     permutations: dict[tuple[int, ...], int] = {}
     moves: list[tuple[int, int, int]] = []
@@ -289,5 +302,7 @@ def halo_moves(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
             move(position(y % height, x % width), position(y, x), lanes)
     return (
         np.array(moves, dtype=np.int32).reshape(-1, 3),
-        np.array(list(permutations), dtype=np.int32).reshape(-1, LANES),
+        np.array(list(permutations), dtype=np.int32 if grid.lanes == LANES else np.int16).reshape(
+            -1, grid.lanes
+        ),
     )

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import torch  # noqa: F401 - loads its OpenMP before the kernels look for one
+import torch  # loads its OpenMP before the kernels look for one
 
 from sparse_transfer.errors import UserError, unknown_name
 from sparse_transfer.sparse import abi
 
-LEVELS = ("portable", "avx2", "avx512")  # each contains those before it
+LEVELS = ("portable", "avx2", "avx512")  # of float32; each contains those before it
+BF16 = "avx512bf16"  # of bfloat16: contains all of them, and has kernels of that type alone
 CHOICE = "SPARSE_TRANSFER_KERNELS"
 
 
@@ -29,8 +30,9 @@ class Library:
     """One loaded library.
 
     Attributes:
-        level: its name in `LEVELS`.
+        level: its name in `LEVELS`, or `BF16`.
         handle: the functions.
+        lanes: elements of a position: 16 of float32 or 32 of bfloat16.
         vector: floats of a register.
         max_tile: positions of a tile of a sparse convolution.
         max_width, max_height: positions of such a tile along a row, and rows.
@@ -40,6 +42,7 @@ class Library:
 
     level: str
     handle: ctypes.CDLL
+    lanes: int
     vector: int
     max_tile: int
     max_width: int
@@ -48,11 +51,25 @@ class Library:
     dense_width: int
     gradient_tile: int
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What planes hold. Tensors that come and go, biases and all sums are float32."""
+        return torch.bfloat16 if self.level == BF16 else torch.float32
 
-def available() -> str | None:
-    """Why there are no kernels here, or None where there are."""
+    @property
+    def terms(self) -> int:
+        """Non-zeros that are multiplied at once."""
+        return 2 if self.level == BF16 else 1
+
+
+def available(dtype: torch.dtype = torch.float32) -> str | None:
+    """Why there are no kernels of that type here, or None where there are."""
     if _file("portable") is not None:
-        return None
+        if dtype == torch.float32 or levels(dtype):
+            return None
+        if _open("portable").sparse_cpu_level() < len(LEVELS):
+            return "this CPU has no instructions for bfloat16 (AVX512-BF16)."
+        return f"the sparse kernels of the level {BF16} were not compiled at install."
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     found = (
         f"A compiler is there now ({compiler}): install the package again."
@@ -62,27 +79,34 @@ def available() -> str | None:
     return f"the sparse kernels were not compiled when the package was installed. {found}"
 
 
-def levels() -> list[str]:
-    """The levels that this CPU has and that were compiled, lowest first.
+def levels(dtype: torch.dtype = torch.float32) -> list[str]:
+    """The levels of that type that this CPU has and that were compiled, lowest first.
 
     Raises:
         UserError: nothing was compiled.
     """
-    cpu = _open("portable").sparse_cpu_level()
-    return [name for name in LEVELS[: cpu + 1] if _file(name) is not None]
+    cpu = (*LEVELS, BF16)[: _open("portable").sparse_cpu_level() + 1]
+    of_type = LEVELS if dtype == torch.float32 else (BF16,)
+    return [name for name in cpu if name in of_type and _file(name) is not None]
 
 
-def best_level() -> str:
+def best_level(dtype: torch.dtype = torch.float32) -> str:
     """The highest of them, or the one that `SPARSE_TRANSFER_KERNELS` asks for.
 
     Raises:
         UserError: nothing was compiled, or what is asked for is not here.
     """
-    usable, wanted = levels(), os.environ.get(CHOICE)
-    if wanted is None:
+    usable, wanted = levels(dtype), os.environ.get(CHOICE)
+    if dtype != torch.float32 and (not usable or wanted not in (None, BF16)):
+        raise UserError(
+            f"The sparse kernels cannot compute in {dtype}.",
+            available(dtype) or f"{CHOICE}={wanted} asks for a level that has only float32.",
+            "Use torch.float32.",
+        )
+    if wanted in (None, BF16):
         return usable[-1]
     if wanted not in LEVELS:
-        raise unknown_name("level of the sparse kernels", wanted, LEVELS)
+        raise unknown_name("level of the sparse kernels", wanted, (*LEVELS, BF16))
     if wanted not in usable:
         raise UserError(
             f"{CHOICE}={wanted} cannot be used.", f"This machine has {', '.join(usable)}."
@@ -98,21 +122,22 @@ def load(level: str) -> Library:
         UserError: it was not compiled here, or from other sources than these.
     """
     handle = _open(level)
-    facts = (ctypes.c_int32 * 10)()
+    facts = (ctypes.c_int32 * 12)()
     handle.sparse_facts(facts)
-    sizes = [ctypes.sizeof(kind) for kind in (abi.Planes, abi.Op, abi.Segment)]
-    if list(facts[:3]) != sizes:
+    entry = abi.Pair if level == BF16 else abi.Entry
+    sizes = [ctypes.sizeof(kind) for kind in (abi.Planes, abi.Op, abi.Segment, entry)]
+    if list(facts[:4]) != sizes:
         raise UserError(
             "The sparse kernels do not fit the package.",
-            f"Their structures have {list(facts[:3])} bytes, those of Python {sizes}.",
+            f"Their structures have {list(facts[:4])} bytes, those of Python {sizes}.",
             "They were compiled from other sources: install the package again.",
         )
-    return Library(level, handle, *facts[3:])
+    return Library(level, handle, *facts[4:])
 
 
-def current() -> Library:
+def current(dtype: torch.dtype = torch.float32) -> Library:
     """The library for this CPU."""
-    return load(best_level())
+    return load(best_level(dtype))
 
 
 def cpu_name() -> str:

@@ -8,7 +8,8 @@ import numpy as np
 
 from sparse_transfer.sparse.layout import Axis, Layout
 
-ENTRY = np.dtype([("value", np.float32), ("offset", np.int32)])
+ENTRY = np.dtype([("value", np.float32), ("offset", np.int32)])  # abi.Entry
+PAIR = np.dtype([("values", np.uint16, 2), ("offsets", np.int32, 2)])  # abi.Pair
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Packed:
     """A sparse matrix in blocks of columns.
 
     Attributes:
-        entries: (n,) of `ENTRY`.
+        entries: (n,) of `ENTRY`, or of `PAIR`.
         pointers: (blocks × (rows + 1),) int32: where each row of each block begins.
         order: (n,) int: which non-zero of the pattern every entry is.
     """
@@ -123,6 +124,39 @@ def pack_dense(
     offsets = source.offset(channel, axes[0].taps()[y], axes[1].taps()[x])
     grouped = padded.reshape(groups, rows, len(channel)).transpose(0, 2, 1)
     return np.ascontiguousarray(grouped), offsets
+
+
+def rounded(values: np.ndarray) -> np.ndarray:
+    """Finite float32 → the bits of the nearest bfloat16 (ties to even), uint16."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def pairs(packed: Packed) -> Packed:
+    """One block of entries as pairs of bfloat16; a row of odd length ends with a weight of zero."""
+    counts = np.diff(packed.pointers)
+    doubled = np.concatenate([[0], np.cumsum((counts + 1) // 2 * 2)])
+    row = np.repeat(np.arange(len(counts)), counts)
+    place = np.arange(len(row)) + (doubled[:-1] - packed.pointers[:-1])[row]
+    values, offsets = np.zeros(doubled[-1], np.uint16), np.zeros(doubled[-1], np.int32)
+    values[place], offsets[place] = rounded(packed.entries["value"]), packed.entries["offset"]
+    odd = doubled[1:][counts % 2 == 1] - 1
+    offsets[odd] = offsets[
+        odd - 1
+    ]  # what is multiplied by zero is there, and finite if its pair is
+    entries = np.empty(len(values) // 2, PAIR)
+    entries["values"], entries["offsets"] = values.reshape(-1, 2), offsets.reshape(-1, 2)
+    return Packed(entries, (doubled // 2).astype(np.int32), packed.order)
+
+
+def dense_pairs(weights: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What `pack_dense` gives in bfloat16: (groups, taps / 2, rows, 2) uint16, and the offsets."""
+    if len(offsets) % 2:
+        weights = np.pad(weights, ((0, 0), (0, 1), (0, 0)))
+        offsets = np.append(offsets, offsets[-1])
+    groups, taps, rows = weights.shape
+    paired = rounded(weights).reshape(groups, taps // 2, 2, rows).transpose(0, 1, 3, 2)
+    return np.ascontiguousarray(paired), offsets
 
 
 def _pack(

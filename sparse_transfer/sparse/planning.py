@@ -136,7 +136,7 @@ class Planner:
         """Grid, and blocks of input and output."""
         axes = step.axes or tuple(Axis(size) for size in self._values[step.inputs[0]].shape[1:])
         axes = (axes[0], axes[1])
-        grid = grid_for(axes, self._batch)
+        grid = grid_for(axes, self._batch, self._tuner.library.lanes)
         here = self._current(step.gate or step.inputs[0])
         if here is not None and self._may_stay(step, axes, here, grid):
             grid = here.grid

@@ -20,11 +20,10 @@ from torch import Tensor
 
 from sparse_transfer.sparse import abi
 from sparse_transfer.sparse.abi import Activation, Kind
-from sparse_transfer.sparse.layout import LANES, Axis, Layout, halo_moves
+from sparse_transfer.sparse.layout import LINE, Axis, Layout, halo_moves
 from sparse_transfer.sparse.library import Library
 from sparse_transfer.sparse.packing import Packed
 
-LINE = 16  # floats of a cache line
 HUGE = 2**21  # bytes of a huge page
 
 
@@ -57,7 +56,7 @@ class Buffer:
         """For the kernels."""
         if self.whole is not None:
             planes = self.whole.planes()
-            planes.at += self.first * planes.size * LANES
+            planes.at += self.first * planes.size * LINE
             planes.channels = self.layout.channels
             return planes
         lies_outside = self.is_shared or self.is_saved
@@ -528,7 +527,7 @@ def _place(spans: dict[Buffer, tuple[int, int, int]]) -> int:
         buffer.at = at
         placed.append(buffer)
         total = max(total, at + floats)
-    return -(-total // (LANES * LINE)) * LANES * LINE
+    return -(-total // LINE**2) * LINE**2
 
 
 class _Arenas(threading.local):
@@ -540,12 +539,22 @@ class _Arenas(threading.local):
 _ARENAS = _Arenas()
 
 
+def clear_arena() -> None:
+    """Fill this thread's working memory with zeros, before times are taken.
+
+    What other programs left there may be denormal numbers in another type, which are slow.
+    """
+    if _ARENAS.memory is not None:
+        with torch.inference_mode():  # where it may have been made
+            _ARENAS.memory.zero_()
+
+
 def _arena(library: Library, floats: int) -> int:
     """The address of that much working memory, at the beginning of a huge page."""
     bytes_ = floats * 4 + HUGE
     if _ARENAS.memory is None or _ARENAS.memory.numel() < bytes_:
         _ARENAS.memory = None  # the old one first
-        _ARENAS.memory = torch.empty(bytes_ + HUGE, dtype=torch.uint8)
+        _ARENAS.memory = torch.zeros(bytes_ + HUGE, dtype=torch.uint8)
         start = -(-_ARENAS.memory.data_ptr() // HUGE) * HUGE
         library.handle.sparse_advise(start, bytes_ // HUGE * HUGE)
     return -(-_ARENAS.memory.data_ptr() // HUGE) * HUGE

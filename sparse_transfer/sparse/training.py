@@ -11,8 +11,9 @@ dense training either, so both compute the same up to rounding.
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, final
 
 import torch
@@ -20,15 +21,20 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sparse_transfer.errors import UserError
-from sparse_transfer.sparse import drop_in, library
+from sparse_transfer.sparse import drop_in, library, training_regions
 from sparse_transfer.sparse.drop_in import SparseConv2d
 
+SIZES = 4  # of images whose regions are kept
 DENSEST = 0.5  # a convolution with more of its weights left is multiplied densely
 
 
 @final
 class TrainingModel(nn.Module):
     """What `convert_for_training` returns; called, trained and saved like the network itself.
+
+    In training mode runs of layers are computed as regions (training_regions.py), made at the first
+    batch of a size of image; otherwise, and where modules are in different modes (batch norms
+    apart, which may be frozen), layer by layer. Parameters are those of `network` either way.
 
     Attributes:
         network: the network with `SparseConv2d` in the place of convolutions. Another layer with
@@ -40,10 +46,28 @@ class TrainingModel(nn.Module):
         super().__init__()
         self.network, self.masks = network, dict(masks)
         self.training = network.training
+        self._regions: dict[torch.Size, nn.Module] = {}  # by size of image; no submodules
 
     def forward(self, images: Tensor) -> Any:
-        """The network's output."""
-        return self.network(images)
+        """The network's output for (n, channels, height, width) float32 images.
+
+        Raises:
+            UserError: the images are not float32 on the CPU.
+        """
+        drop_in.check(images, "images", (None, None, None, None))
+        if not self.training or not len(images) or not _all_train(self.network):
+            return self.network(images)
+        return self.prepare(images)(images)
+
+    def prepare(self, example: Tensor) -> nn.Module:
+        """The network in regions laid out for such images, made once for a size of image."""
+        size = example.shape[1:]
+        if size not in self._regions:
+            if len(self._regions) >= SIZES:
+                self._regions.pop(next(iter(self._regions)))
+            with _training(self.network):  # what layers do in training is written into the trace
+                self._regions[size] = training_regions.fuse(self.network, example)
+        return self._regions[size]
 
     def to_dense(self) -> nn.Module:
         """The plain network: weights with their zeros, buffers, modes and `requires_grad` as now.
@@ -68,7 +92,7 @@ def convert_for_training(
         model: any module on the CPU in float32, its pruned weights zero.
         masks: `Masks`, or bool tensors (True = kept) by parameter name. A parameter without a mask
             is trained as it is.
-        example: (n, channels, height, width) images as they will come.
+        example: (n, channels, height, width) images as they will come; the first batch if None.
 
     Raises:
         UserError: there are no kernels; a mask does not fit its parameter; a pruned weight is not
@@ -81,21 +105,43 @@ def convert_for_training(
     _check_fit(model, masks)
     if example is not None:
         drop_in.check(example, "images", (None, None, None, None))
+        if not len(example):
+            raise UserError(
+                "A model cannot be converted for no images.",
+                f"The example's shape is {tuple(example.shape)}.",
+                "Pass as many images as a batch will have.",
+            )
     network = copy.deepcopy(model)
+    skipped = set(sparse_layers(model, masks))
     for name, mask in masks.items():
         path, _, tensor = name.rpartition(".")
         module = network.get_submodule(path)
         if bool(mask.all()):
             continue
-        pays = int(mask.count_nonzero()) <= DENSEST * mask.numel()
-        if pays and tensor == "weight" and path and drop_in.obstacle(module) is None:
+        if name in skipped:
             assert isinstance(module, nn.Conv2d)
             _replace(network, path, SparseConv2d.from_dense(module, mask))
         else:
             names = list(module._parameters)
             made = _NonZeros(mask, tuple(names[names.index(tensor) + 1 :]))
             parametrize.register_parametrization(module, tensor, made, unsafe=True)
-    return TrainingModel(network, masks)
+    converted = TrainingModel(network, masks)
+    if example is not None:
+        converted.prepare(example)
+    return converted
+
+
+def sparse_layers(model: nn.Module, masks: Mapping[str, Tensor]) -> list[str]:
+    """Names of the weights whose zeros are skipped, those of convolutions that are sparse enough;
+    the other masked layers are multiplied densely."""
+    found = []
+    for name, mask in masks.items():
+        path, _, tensor = name.rpartition(".")
+        is_sparse = int(mask.count_nonzero()) <= DENSEST * mask.numel()
+        is_weight = bool(path) and tensor == "weight"
+        if is_sparse and is_weight and drop_in.obstacle(model.get_submodule(path)) is None:
+            found.append(name)
+    return found
 
 
 def obstacle(model: nn.Module, masks: Mapping[str, Tensor]) -> str | None:
@@ -137,6 +183,26 @@ class _NonZeros(nn.Module):
     def right_inverse(self, weight: Tensor) -> Tensor:
         """The weight → (non-zeros,)."""
         return weight[self.kept]
+
+
+def _all_train(network: nn.Module) -> bool:
+    """Whether every module is in training mode, batch norms apart."""
+    return all(
+        module.training or isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for module in network.modules()
+    )
+
+
+@contextlib.contextmanager
+def _training(network: nn.Module) -> Iterator[None]:
+    """Training mode for everything inside; the modes are put back after."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.train()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def _check_fit(model: nn.Module, masks: Mapping[str, Tensor]) -> None:

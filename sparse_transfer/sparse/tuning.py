@@ -18,10 +18,10 @@ import torch
 from sparse_transfer import store
 from sparse_transfer.sparse import tiling
 from sparse_transfer.sparse.abi import Activation
-from sparse_transfer.sparse.layout import Axis, Layout, forward_halo, grid_for
+from sparse_transfer.sparse.layout import LANES, Axis, Layout, forward_halo, grid_for
 from sparse_transfer.sparse.library import Library, cpu_name
-from sparse_transfer.sparse.packing import Pattern, pack_dense, pack_forward
-from sparse_transfer.sparse.program import Buffer, Program
+from sparse_transfer.sparse.packing import Pattern, dense_pairs, pack_dense, pack_forward, pairs
+from sparse_transfer.sparse.program import Buffer, Program, clear_arena
 
 CACHES = (24 * 1024, 48 * 1024, 2**30)  # bytes that the inputs of a tile may take
 REPEATS = 3
@@ -92,9 +92,11 @@ class Problem:
         return store.digest([repr(sizes), self._step()])[:24]
 
 
-def problem_of(weight: np.ndarray, axes: tuple[Axis, Axis], batch: int) -> Problem:
+def problem_of(
+    weight: np.ndarray, axes: tuple[Axis, Axis], batch: int, lanes: int = LANES
+) -> Problem:
     """A convolution by itself, laid out as suits it best."""
-    grid = grid_for(axes, batch)
+    grid = grid_for(axes, batch, lanes)
     (in_y, out_y), (in_x, out_x) = axes[0].blocks(grid.rows), axes[1].blocks(grid.columns)
     out, into = weight.shape[:2]
     sizes = (axes[0].size, axes[1].size), (axes[0].output, axes[1].output)
@@ -135,13 +137,16 @@ class Tuner:
         found = self._known[key]
         return Choice(**{**found, "tile": tuple(found["tile"])})
 
-    def compare(self, batch: int, measure: Callable[[], tuple[float, float]]) -> Timing:
-        """Seconds of a network without and with the engine, measured once for these problems.
+    def compare(
+        self, batch: int, dtype: torch.dtype, measure: Callable[[], tuple[float, float]]
+    ) -> Timing:
+        """Seconds of a network in PyTorch, in that type, and by the engine, measured once.
 
-        The problems are all that were asked for so far; the number of threads is part of the key.
+        The network is known by the problems that were asked for so far; the number of threads is
+        part of the key.
         """
         threads = torch.get_num_threads()
-        key = f"network {store.digest([self._asked, batch, threads])[:24]}"
+        key = f"network {store.digest([self._asked, batch, threads, str(dtype)])[:24]}"
         if key not in self._known:
             self._known[key] = asdict(Timing(*measure()))
             self._is_new = True
@@ -155,6 +160,8 @@ class Tuner:
             self._is_new = False
 
     def _measure(self, problem: Problem) -> Choice:
+        if not self._is_new:
+            clear_arena()  # zeros stay zeros in all that is measured from here on
         timed = [(self._time(problem, choice), choice) for choice in self._candidates(problem)]
         dense = [seconds for seconds, choice in timed if choice.kind == "dense"]
         seconds, best = min(timed, key=lambda pair: pair[0])
@@ -164,14 +171,17 @@ class Tuner:
         step = (problem.axes[0].stride, problem.axes[1].stride)
         reach = tuple(axis.dilation * (axis.kernel - 1) for axis in problem.axes)
         reach = (reach[0], reach[1])
+        caches = CACHES if self.library.terms == 1 else CACHES[-1:]  # sums are not kept in bf16
         if problem.density <= DENSEST or problem.groups > 1:
             for tile in tiling.tiles(self.library, problem.target.block, step[1])[:3]:
-                each = {tiling.blocks(problem.source, tile, step, reach, c) for c in CACHES}
+                each = {tiling.blocks(problem.source, tile, step, reach, c) for c in caches}
                 for blocks in {1} if problem.groups == problem.source.channels else each:
                     yield Choice("sparse", tile, blocks)
         if problem.groups == 1:
             tile = tiling.dense_tile(self.library, problem.target.block[1])
-            for blocks in {tiling.blocks(problem.source, tile, step, reach, c) for c in CACHES[1:]}:
+            for blocks in {
+                tiling.blocks(problem.source, tile, step, reach, c) for c in caches[-2:]
+            }:
                 yield Choice("dense", tile, blocks)
 
     def _time(self, problem: Problem, choice: Choice) -> float:
@@ -206,6 +216,8 @@ def emit(
         weights, offsets = pack_dense(
             problem.weight, problem.axes, source.layout, program.library.dense_rows
         )
+        if program.library.terms == 2:
+            weights, offsets = dense_pairs(weights, offsets)
         program.dense(
             weights, offsets, source, target, tile=choice.tile, blocks=choice.blocks, step=step,
             **more,
@@ -213,6 +225,8 @@ def emit(
         return
     pattern, values = problem.pattern
     packed = pack_forward(pattern, values, problem.axes, source.layout, choice.blocks)
+    if program.library.terms == 2:
+        packed = pairs(packed)
     program.sparse(
         packed,
         source,
@@ -237,10 +251,12 @@ def _guess(library: Library, problem: Problem) -> Choice:
     step = (problem.axes[0].stride, problem.axes[1].stride)
     reach = tuple(axis.dilation * (axis.kernel - 1) for axis in problem.axes)
     reach = (reach[0], reach[1])
-    if problem.groups > 1 or problem.density <= 0.4:
+    is_sparse = problem.groups > 1 or problem.density <= 0.4
+    if is_sparse:
         tile = tiling.tiles(library, problem.target.block, step[1])[0]
-        if problem.groups == problem.source.channels:
-            return Choice("sparse", tile, 1)
-        return Choice("sparse", tile, tiling.blocks(problem.source, tile, step, reach))
-    tile = tiling.dense_tile(library, problem.target.block[1])
-    return Choice("dense", tile, tiling.blocks(problem.source, tile, step, reach))
+    else:
+        tile = tiling.dense_tile(library, problem.target.block[1])
+    is_depthwise = problem.groups == problem.source.channels and is_sparse
+    is_one = is_depthwise or library.terms == 2  # see `Tuner`
+    blocks = 1 if is_one else tiling.blocks(problem.source, tile, step, reach)
+    return Choice("sparse" if is_sparse else "dense", tile, blocks)

@@ -6,11 +6,13 @@ study's code runs it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from sparse_transfer import (
@@ -18,18 +20,22 @@ from sparse_transfer import (
     checkpoint,
     config,
     data,
+    engines,
     evaluation,
     features,
     inputs,
     loop,
     models,
     plan,
+    resume,
 )
 from sparse_transfer.calibration import Temperature, fit_temperature
+from sparse_transfer.errors import UserError
 from sparse_transfer.images import Images
 from sparse_transfer.pruning.driver import FixedMask
 from sparse_transfer.pruning.masks import Masks
 from sparse_transfer.seeds import derive
+from sparse_transfer.sparse.training import TrainingModel, convert_for_training
 from sparse_transfer.stages.context import Context
 from sparse_transfer.store import read_json
 
@@ -64,6 +70,7 @@ def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context)
         image_size=spec.preprocess.image_size,
         split_hash=task.split_hash,
         measured_sparsity=tuned["measured_sparsity"],
+        engine=tuned["training"]["engine"]["name"],
     )
     return {
         "rows": [row],
@@ -101,7 +108,10 @@ def fine_tune(
 
     Returns:
         logits (n, classes), labels, ids; held_out (its logits and labels, or None); and facts of
-        mask, transform and training.
+        mask, transform and training, with the engine that was used and why.
+
+    Raises:
+        UserError: the engine that is asked for cannot train this model here.
     """
     profile, accelerator = spec.profile, context.accelerator
     opened = checkpoint.open_checkpoint(folder)
@@ -120,7 +130,12 @@ def fine_tune(
             seed=derive(spec.seed, "calibration"),
             accelerator=accelerator,
         )
-    keeper = FixedMask(model, _without_head(opened.masks, model))
+    masks = _without_head(opened.masks, model)
+    keeper = FixedMask(model, masks)
+    choice = _engine(model, masks, spec, out, context)
+    if choice.name == "sparse":
+        model = _converted(model, masks, spec)
+        keeper = FixedMask(model, None)  # there is nothing but non-zeros
     trained = loop.train(
         model,
         inputs.AugmentedImages(
@@ -131,10 +146,15 @@ def fine_tune(
         seed=derive(spec.seed, "full"),
         accelerator=accelerator,
         resume=out,
+        facts={"engine": json.dumps(choice.facts())},
         progress=lambda done, total: context.progress.update("steps", done, total),
         freeze_bn=profile.bn != "train",
         lr=lr,
     )
+    if isinstance(model, TrainingModel):
+        model = model.to_dense()
+        keeper = FixedMask(model, masks)
+        keeper.finish()
     images = transform.images(scored, context.cache)
     held_images = transform.images(held_out, context.cache) if held_out is not None else None
     return {
@@ -147,8 +167,54 @@ def fine_tune(
         "mask": keeper.summary(),
         "measured_sparsity": _measured(opened, keeper),
         "transform": transform.facts(),
-        "training": {"losses": list(trained.losses), "warnings": list(trained.warnings)},
+        "training": {
+            "losses": list(trained.losses),
+            "warnings": list(trained.warnings),
+            "engine": choice.facts(),
+        },
     }
+
+
+def _engine(
+    model: nn.Module,
+    masks: Masks | None,
+    spec: plan.FullSpec,
+    out: Path | None,
+    context: Context,
+) -> engines.Choice:
+    """The engine of this run: of its first start where it goes on, so that its numbers do, too."""
+    rule = {
+        "image_size": spec.preprocess.image_size,
+        "precision": spec.profile.precision,
+        "processes": context.accelerator.num_processes,
+    }
+    device = context.accelerator.device
+    began = resume.facts_of(out) if out is not None else None
+    if began is None:
+        return engines.chosen(spec.profile.engine, model, masks, device, "training", **rule)
+    if "engine" not in began:  # saved before there was a choice
+        return engines.Choice("dense", "the run began with it")
+    assert out is not None
+    choice = engines.Choice(**json.loads(began["engine"]))
+    if choice.name == "sparse":
+        try:
+            engines.chosen("sparse", model, masks, device, "training", **rule)
+        except UserError as error:
+            raise UserError(
+                "The run cannot be resumed: it began with the sparse engine.",
+                error.why,
+                f"Resume it where it began, or delete {out / resume.FILE} to start afresh.",
+            ) from error
+    return choice
+
+
+def _converted(model: nn.Module, masks: Masks | None, spec: plan.FullSpec) -> TrainingModel:
+    """The model for the sparse engine, its pruned weights exactly zero."""
+    assert masks is not None
+    masks.apply(model.named_parameters())
+    size, channels = spec.preprocess.image_size, getattr(model, "in_chans", 3)
+    example = torch.zeros(spec.profile.batch_size, channels, size, size)
+    return convert_for_training(model, masks, example)
 
 
 def logits_of(model: nn.Module, images: Images, context: Context) -> np.ndarray:

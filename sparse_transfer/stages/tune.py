@@ -26,12 +26,14 @@ def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context)
     task = data.open_task(ref, data_root=context.data_root, cache=context.cache)
     folder = parents["checkpoint"] / "checkpoint"
     scores: dict[float, float] = {}
+    engine = None
     for lr in sorted(spec.profile.lr_grid):
         try:
             tuned = fine_tune(folder, task, task.train, task.validation, spec, lr, None, context)
         except TrainingDiverged:
             scores[lr] = 0.0
             continue
+        engine = tuned["training"]["engine"]
         hits = tuned["logits"].argmax(axis=1) == tuned["labels"]
         scores[lr] = float(np.mean(hits)) if np.isfinite(tuned["logits"]).all() else 0.0
     best = max(scores, key=lambda lr: (scores[lr], -lr))
@@ -39,5 +41,6 @@ def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context)
         "lr": best,
         "validation_top1": {f"{lr:g}": score for lr, score in scores.items()},
         "validation_images": len(task.validation),
+        "engine": engine,
         "manifest": {"split_hash": task.split_hash, "seeds": {"transfer": spec.seed}},
     }

@@ -215,5 +215,5 @@ def _smaller(
 
 
 def _backends() -> tuple[str, ...]:
-    names = plugins.names("backend")
+    names = experiment.BACKENDS
     return tuple(name for name in names if plugins.load("backend", name)().available() is None)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_transfer import models, plugins  # noqa: F401 - registers the small variants
+from sparse_transfer.backends import device, needs_images, tolerance
 from sparse_transfer.latency import agreement
 
 BACKENDS = plugins.names("backend")
@@ -58,8 +59,10 @@ def test_it_is_available_or_says_why_not(name):
 @pytest.mark.parametrize("name", BACKENDS)
 def test_it_agrees_with_the_model_and_leaves_it_alone(name, model, images):
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    run = backend(name).prepare(model, images)
-    output = run(images)
+    made = backend(name)
+    there = images.to(device(made))
+    run = made.prepare(model, there, *([images] if needs_images(made) else []))
+    output = run(there)
     assert model.training
     assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
     model.eval()
@@ -67,6 +70,6 @@ def test_it_agrees_with_the_model_and_leaves_it_alone(name, model, images):
         expected, others = model(images), model(-images)
     model.train()
     assert output.shape == expected.shape and output.dtype == torch.float32
-    agreement(name, output, expected)
-    agreement(name, run(-images), others)
+    agreement(name, output, expected, tolerance(made))
+    agreement(name, run(-there), others, tolerance(made))
     assert run.note

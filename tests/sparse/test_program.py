@@ -14,13 +14,14 @@ from torch.nn import functional
 
 from sparse_transfer.sparse import library
 from sparse_transfer.sparse.abi import Activation
-from sparse_transfer.sparse.layout import GRIDS, Axis, Grid, Layout, cost, forward_halo
+from sparse_transfer.sparse.layout import Axis, Grid, Layout, cost, forward_halo
+from sparse_transfer.sparse.layout import grids as grids_of
 from sparse_transfer.sparse.packing import pack_dense
 from sparse_transfer.sparse.program import Buffer, Program
 
 pytestmark = pytest.mark.kernels
 LEVELS = [] if library.available() else library.levels()
-grids, sides = st.sampled_from(GRIDS), st.integers(1, 19)
+grids, sides = st.sampled_from(grids_of()), st.integers(1, 19)
 
 
 def laid(channels: int, size: tuple[int, int], grid: Grid) -> Layout:

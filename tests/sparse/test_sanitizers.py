@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from sparse_transfer.sparse import library
 
@@ -17,18 +18,20 @@ CHECKOUT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 @pytest.mark.kernels
-@pytest.mark.parametrize("level", ["portable", "avx512"])
+@pytest.mark.parametrize("level", ["portable", "avx512", library.BF16])
 def test_address_and_undefined_behaviour_sanitizers_are_silent(tmp_path: Path, level: str):
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no g++ here")
-    if level not in library.levels():
+    if level not in (*library.levels(), *library.levels(torch.bfloat16)):
         pytest.skip(f"this CPU has no {level}")
     package = tmp_path / "sparse_transfer"
     shutil.copytree(CHECKOUT / "sparse_transfer", package, ignore=shutil.ignore_patterns("*.so"))
     shutil.copytree(CHECKOUT / "tests", tmp_path / "tests")
     shutil.copy(CHECKOUT / "pyproject.toml", tmp_path)
-    flags = ["-march=x86-64-v4", "-mprefer-vector-width=512"] if level == "avx512" else []
+    flags = [] if level == "portable" else ["-march=x86-64-v4", "-mprefer-vector-width=512"]
+    flags += ["-mavx512bf16", "-DSPARSE_BF16"] if level == library.BF16 else []
+    files = ["layer", "program", "training_regions"] if level != library.BF16 else ["bfloat16"]
     for name in dict.fromkeys(["portable", level]):
         subprocess.run(
             [
@@ -46,9 +49,8 @@ def test_address_and_undefined_behaviour_sanitizers_are_silent(tmp_path: Path, l
     done = subprocess.run(
         [
             sys.executable, "-m", "pytest", "-q", "-x", "-n0", "-p", "no:cacheprovider",
-            "tests/sparse/test_layer.py", "tests/sparse/test_program.py",
-            "tests/sparse/test_training_regions.py",
-            "-k", "not refused and not forked and not workers",
+            *(f"tests/sparse/test_{file}.py" for file in files),
+            "-k", "not refused and not forked and not workers and not networks",
         ],
         cwd=tmp_path, capture_output=True, text=True, timeout=1800,
         env=os.environ | {

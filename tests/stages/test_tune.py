@@ -30,7 +30,9 @@ def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hits: dict[float, An
         logits = np.zeros((10, 2))
         logits[: hits[lr] if hits[lr] >= 0 else 10, 0] = 1 if hits[lr] >= 0 else np.nan
         logits[max(hits[lr], 0) :, 1] = 1
-        return {"logits": logits, "labels": np.zeros(10, int)}
+        engine = {"name": "dense", "reason": "the model has no zeros that are held"}
+        training = {"engine": engine}
+        return {"logits": logits, "labels": np.zeros(10, int), "training": training}
 
     monkeypatch.setattr(tune, "fine_tune", fine_tune)
     profile = config.FullProfile(steps=1, lr_grid=GRID, validation=0.2)
@@ -48,6 +50,7 @@ def test_the_best_on_validation_wins(tmp_path: Path, monkeypatch):
     assert result["lr"] == 0.1
     assert result["validation_top1"] == {"0.01": 0.3, "0.1": 0.8, "1": 0.5}
     assert result["validation_images"] == 20
+    assert result["engine"]["name"] == "dense"
 
 
 def test_a_tie_goes_to_the_smaller_one(tmp_path: Path, monkeypatch):

@@ -1,45 +1,48 @@
 // Convolution tiles: their sums stay in registers while the weights stream by.
 #pragma once
 #include "pointwise.h"
+#include "products.h"
 
 namespace sparse {
 
 struct Tile {  // pointers to the tile's first position in channel 0
-  const float *in, *other;
-  float* out;
-  int64_t in_row, in_column;                         // floats to the next row and position
+  const Element *in, *other;
+  Element* out;
+  int64_t in_row, in_column;                         // elements to the next row and position
   int64_t out_row, out_column, other_row;
-  int64_t out_plane, other_plane;                    // floats from channel to channel
+  int64_t out_plane, other_plane;                    // elements from channel to channel
 };
 
 // Adds what is to be added, applies the activation, stores.
 template <int RY, int RX>
-static inline void finish(V (&c)[RY][RX][PARTS], const Tile& t, const float* other, float* out,
+static inline void finish(V (&c)[RY][RX][PARTS], const Tile& t, const Element* other, Element* out,
                           int activation) {
   if (other) {
     UNROLL
     for (int y = 0; y < RY; ++y)
       UNROLL
-      for (int x = 0; x < RX; ++x)
+      for (int x = 0; x < RX; ++x) {
+        V more[PARTS];
+        get(other + y * t.other_row + x * t.out_column, more);
         UNROLL
-        for (int k = 0; k < PARTS; ++k)
-          c[y][x][k] += load(other + y * t.other_row + x * t.out_column + k * WIDTH);
+        for (int k = 0; k < PARTS; ++k) c[y][x][k] += more[k];
+      }
   }
   const V low = splat(activation == RELU || activation == RELU6 ? 0.f : -INFINITY);
   const V high = splat(activation == RELU6 ? 6.f : INFINITY);
   UNROLL
   for (int y = 0; y < RY; ++y)
     UNROLL
-    for (int x = 0; x < RX; ++x)
+    for (int x = 0; x < RX; ++x) {
       UNROLL
-      for (int k = 0; k < PARTS; ++k)
-        store(out + y * t.out_row + x * t.out_column + k * WIDTH,
-              at_most(at_least(c[y][x][k], low), high));
+      for (int k = 0; k < PARTS; ++k) c[y][x][k] = at_most(at_least(c[y][x][k], low), high);
+      put(out + y * t.out_row + x * t.out_column, c[y][x]);
+    }
   if (activation > RELU6)  // from memory: the sums would lose their registers to this loop
     for (int y = 0; y < RY; ++y)
       for (int x = 0; x < RX; ++x)
         for (int k = 0; k < PARTS; ++k) {
-          float* at = out + y * t.out_row + x * t.out_column + k * WIDTH;
+          Element* at = out + y * t.out_row + x * t.out_column + k * WIDTH;
           store(at, activate(load(at), activation));
         }
 }
@@ -55,26 +58,38 @@ static void sparse_tile(const Op& op, const Tile& t, int block, int first, int l
     const Entry *e = op.entries + pointers[r], *end = op.entries + pointers[r + 1];
     if (e == end && !begins && !ends) continue;
     const int channel = op.channels[r];
-    float* out = t.out + channel * t.out_plane;
+    Element* out = t.out + channel * t.out_plane;
     V c[RY][RX][PARTS];
     const V start = splat(begins && op.bias ? op.bias[channel] : 0.f);
     UNROLL
     for (int y = 0; y < RY; ++y)
       UNROLL
-      for (int x = 0; x < RX; ++x)
-        UNROLL
-        for (int k = 0; k < PARTS; ++k)
-          c[y][x][k] = begins ? start : load(out + y * t.out_row + x * t.out_column + k * WIDTH);
+      for (int x = 0; x < RX; ++x) {
+        if (begins) {
+          UNROLL
+          for (int k = 0; k < PARTS; ++k) c[y][x][k] = start;
+        } else {
+          get(out + y * t.out_row + x * t.out_column, c[y][x]);
+        }
+      }
     for (; e != end; ++e) {
-      const V value = splat(e->value);
-      const float* in = t.in + e->offset;
+      const Factors weights = everywhere(e->values);
+      const Element* in[TERMS];
+      UNROLL
+      for (int i = 0; i < TERMS; ++i) in[i] = t.in + e->offsets[i];
       UNROLL
       for (int y = 0; y < RY; ++y) {
         UNROLL
-        for (int x = 0; x < RX; ++x)
+        for (int x = 0; x < RX; ++x) {
+          Factors inputs[PARTS];
+          read(in, x * column, inputs);
           UNROLL
-          for (int k = 0; k < PARTS; ++k) c[y][x][k] += value * load(in + x * column + k * WIDTH);
-        if (y + 1 < RY) in = apart(in + t.in_row);
+          for (int k = 0; k < PARTS; ++k)
+            c[y][x][k] = add_product(c[y][x][k], weights, inputs[k]);
+        }
+        UNROLL
+        for (int i = 0; i < TERMS; ++i)
+          if (y + 1 < RY) in[i] = apart(in[i] + t.in_row);
       }
     }
     if (ends) {
@@ -84,54 +99,55 @@ static void sparse_tile(const Op& op, const Tile& t, int block, int first, int l
     UNROLL
     for (int y = 0; y < RY; ++y)
       UNROLL
-      for (int x = 0; x < RX; ++x)
-        UNROLL
-        for (int k = 0; k < PARTS; ++k)
-          store(out + y * t.out_row + x * t.out_column + k * WIDTH, c[y][x][k]);
+      for (int x = 0; x < RX; ++x) put(out + y * t.out_row + x * t.out_column, c[y][x]);
   }
 }
 
 // Values of a dense matrix: rows share what they load. One tile row, RX positions, B channels.
 constexpr int DENSE_ROWS = WIDTH == 16 ? 4 : 2;
-constexpr int DENSE_TILE = WIDTH == 16 ? 6 : WIDTH == 8 ? 3 : 1;
+constexpr int DENSE_TILE = WIDTH == 16 ? (PARTS == 1 ? 6 : 3) : WIDTH == 8 ? 3 : 1;
 
 template <int RX>
 static void dense_tile(const Op& op, const Tile& t, int block, int first, int last) {
   constexpr int B = DENSE_ROWS;
-  const int k0 = (int64_t)op.n_offsets * block / op.blocks;
-  const int k1 = (int64_t)op.n_offsets * (block + 1) / op.blocks;
+  const int columns = op.n_offsets / TERMS;
+  const int k0 = (int64_t)columns * block / op.blocks;
+  const int k1 = (int64_t)columns * (block + 1) / op.blocks;
   const bool begins = block == 0, ends = block == op.blocks - 1;
   for (int r = first; r < last; r += B) {
     const int rows = std::min(B, last - r);
-    const float* w = op.weights + (int64_t)r * op.n_offsets + (int64_t)k0 * B;
-    float* out = t.out + r * t.out_plane;
+    const Weights* w = op.weights + (int64_t)r * columns + (int64_t)k0 * B;
+    Element* out = t.out + r * t.out_plane;
     V c[B][RX][PARTS];
     UNROLL
     for (int b = 0; b < B; ++b) {
       const bool exists = b < rows;
       const V start = splat(begins && op.bias && exists ? op.bias[r + b] : 0.f);
       UNROLL
-      for (int x = 0; x < RX; ++x)
-        UNROLL
-        for (int k = 0; k < PARTS; ++k)
-          c[b][x][k] = begins || !exists
-                           ? start
-                           : load(out + b * t.out_plane + x * t.out_column + k * WIDTH);
+      for (int x = 0; x < RX; ++x) {
+        if (begins || !exists) {
+          UNROLL
+          for (int k = 0; k < PARTS; ++k) c[b][x][k] = start;
+        } else {
+          get(out + b * t.out_plane + x * t.out_column, c[b][x]);
+        }
+      }
     }
     for (int i = k0; i < k1; ++i, w += B) {
-      const float* in = t.in + op.offsets[i];
-      V v[RX][PARTS];
+      const Element* in[TERMS];
       UNROLL
-      for (int x = 0; x < RX; ++x)
-        UNROLL
-        for (int k = 0; k < PARTS; ++k) v[x][k] = load(in + x * t.in_column + k * WIDTH);
+      for (int j = 0; j < TERMS; ++j) in[j] = t.in + op.offsets[i * TERMS + j];
+      Factors v[RX][PARTS];
+      UNROLL
+      for (int x = 0; x < RX; ++x) read(in, x * t.in_column, v[x]);
       UNROLL
       for (int b = 0; b < B; ++b) {
-        const V value = splat(w[b]);
+        const Factors weights = everywhere(w[b]);
         UNROLL
         for (int x = 0; x < RX; ++x)
           UNROLL
-          for (int k = 0; k < PARTS; ++k) c[b][x][k] += value * v[x][k];
+          for (int k = 0; k < PARTS; ++k)
+            c[b][x][k] = add_product(c[b][x][k], weights, v[x][k]);
       }
     }
     UNROLL
@@ -148,14 +164,12 @@ static void dense_tile(const Op& op, const Tile& t, int block, int first, int la
         continue;
       }
       UNROLL
-      for (int x = 0; x < RX; ++x)
-        UNROLL
-        for (int k = 0; k < PARTS; ++k)
-          store(out + b * t.out_plane + x * t.out_column + k * WIDTH, one[0][x][k]);
+      for (int x = 0; x < RX; ++x) put(out + b * t.out_plane + x * t.out_column, one[0][x]);
     }
   }
 }
 
+#if !defined(SPARSE_BF16)
 // gradient[e] += sum over the tile of the output's gradient (t.other) times the input of entry e. The
 // tile's gradient stays in registers for all entries of a row; every entry costs a sum over lanes, so
 // large tiles are better.
@@ -179,7 +193,7 @@ static void gradient_tile(const Op& op, const Tile& t, float* gradient, int bloc
     for (int e = begin; e < end; e += 4) {
       const int count = std::min(4, end - e);
       const float* in[4];
-      for (int i = 0; i < 4; ++i) in[i] = t.in + op.entries[i < count ? e + i : e].offset;
+      for (int i = 0; i < 4; ++i) in[i] = t.in + op.entries[i < count ? e + i : e].offsets[0];
       V c[4] = {};
       UNROLL
       for (int y = 0; y < RY; ++y) {
@@ -198,8 +212,9 @@ static void gradient_tile(const Op& op, const Tile& t, float* gradient, int bloc
   }
 }
 
+#endif
+
 typedef void (*TileFunction)(const Op&, const Tile&, int block, int first, int last);
-typedef void (*GradientFunction)(const Op&, const Tile&, float*, int block, int first, int last);
 
 constexpr int MAX_WIDTH = MAX_TILE < 14 ? MAX_TILE : 14;
 constexpr int MAX_HEIGHT = 4;
@@ -236,6 +251,8 @@ static TileFunction dense_function(int width, std::index_sequence<X...>) {
 }
 constexpr int GRADIENT_TILE = MAX_TILE < 14 ? 14 : 24;  // four registers are for sums
 
+#if !defined(SPARSE_BF16)
+typedef void (*GradientFunction)(const Op&, const Tile&, float*, int block, int first, int last);
 template <int RY, int RX, int STEP>
 static constexpr GradientFunction gradient_function() {
   if constexpr (RY * RX <= GRADIENT_TILE && (STEP || RY <= 2))
@@ -260,6 +277,7 @@ static constexpr GradientTable make_gradient_table() {
   return table;
 }
 static constexpr GradientTable GRADIENT_TILES = make_gradient_table();
+#endif
 
 static inline TileFunction tile_function(const Op& op, int height, int width) {
   if (op.kind == DENSE) return dense_function(width, std::make_index_sequence<DENSE_TILE>{});
@@ -269,7 +287,7 @@ static inline TileFunction tile_function(const Op& op, int height, int width) {
 // Tiles of nearly equal size, none larger than asked for.
 static inline int pieces(int count, int size) { return (count + size - 1) / size; }
 
-static void convolve(const Op& op, const float* in, const float* other, float* out,
+static void convolve(const Op& op, const Element* in, const Element* other, Element* out,
                      float* gradient, int tile, int first, int last) {
   const int across = pieces(op.count_x, op.tile_width), down = pieces(op.count_y, op.tile_height);
   const int i = tile / across, j = tile % across;
@@ -280,6 +298,7 @@ static void convolve(const Op& op, const float* in, const float* other, float* o
   t.in_row = (int64_t)op.step_y * op.in.pitch * LANES;
   t.in_column = (int64_t)op.step_x * LANES;
   t.other_plane = (int64_t)op.other.size * LANES;
+#if !defined(SPARSE_BF16)
   if (op.kind == GRADIENT) {
     t.other = other + position(op.other, 0, y0, x0) * LANES;
     t.other_row = (int64_t)op.other.pitch * LANES;
@@ -287,6 +306,9 @@ static void convolve(const Op& op, const float* in, const float* other, float* o
     for (int block = 0; block < op.blocks; ++block) run(op, t, gradient, block, first, last);
     return;
   }
+#else
+  (void)gradient;  // there are none in bf16
+#endif
   const int out_y = op.first_y + y0 * op.out_step_y, out_x = op.first_x + x0 * op.out_step_x;
   t.out = out + position(op.out, 0, out_y, out_x) * LANES;
   if (other) t.other = other + position(op.other, 0, out_y, out_x) * LANES;

@@ -12,6 +12,8 @@ static inline int64_t position(const Planes& p, int c, int y, int x) {
   return (int64_t)c * p.size + (int64_t)(p.top + y) * p.pitch + p.left + x;
 }
 
+constexpr int PER_FLOAT = sizeof(float) / sizeof(Element);  // arenas are measured in floats
+
 struct Lane {
   int image, y, x;
 };
@@ -43,12 +45,12 @@ typedef float Loose __attribute__((vector_size(64), aligned(4), may_alias));
 #endif
 
 // Channels [c0, c1) of the item's images; lanes outside the batch or the image become zero.
-static void load_planes(const Op& op, const float* tensor, float* out, int images, int c0, int c1) {
+static void load_planes(const Op& op, const float* tensor, Element* out, int images, int c0, int c1) {
   const Planes& p = op.out;
   const int64_t* s = op.strides;
   for (int c = c0; c < c1; ++c)
     for (int y = 0; y < p.height; ++y) {
-      float* row = out + position(p, c, y, 0) * LANES;
+      Element* row = out + position(p, c, y, 0) * LANES;
       const float* source[LANES];
       int width[LANES];  // pixels that exist
       for (int l = 0; l < LANES; ++l) {
@@ -61,35 +63,37 @@ static void load_planes(const Op& op, const float* tensor, float* out, int image
       }
 #if defined(__AVX512F__)
       if (s[3] == 1) {
-        for (int x = 0; x < p.width; x += 16) {
-          V v[16] = {};
-          for (int l = 0; l < 16; ++l) {
-            const int count = std::min(16, width[l] - x);
-            if (count == 16)
-              v[l] = *reinterpret_cast<const Loose*>(source[l] + x);
-            else if (count > 0)
-              std::memcpy(&v[l], source[l] + x, count * sizeof(float));
+        for (int first = 0; first < LANES; first += 16)
+          for (int x = 0; x < p.width; x += 16) {
+            V v[16] = {};
+            for (int l = 0; l < 16; ++l) {
+              const int count = std::min(16, width[first + l] - x);
+              if (count == 16)
+                v[l] = *reinterpret_cast<const Loose*>(source[first + l] + x);
+              else if (count > 0)
+                std::memcpy(&v[l], source[first + l] + x, count * sizeof(float));
+            }
+            transpose(v);
+            for (int i = 0; i < std::min(16, p.width - x); ++i)
+              store(row + (x + i) * LANES + first, v[i]);
           }
-          transpose(v);
-          for (int i = 0; i < std::min(16, p.width - x); ++i) store(row + (x + i) * LANES, v[i]);
-        }
         continue;
       }
 #endif
       for (int l = 0; l < LANES; ++l) {
         int i = 0;
-        for (; i < width[l]; ++i) row[i * LANES + l] = source[l][i * s[3]];
-        for (; i < p.width; ++i) row[i * LANES + l] = 0.f;
+        for (; i < width[l]; ++i) row[i * LANES + l] = element(source[l][i * s[3]]);
+        for (; i < p.width; ++i) row[i * LANES + l] = 0;
       }
     }
 }
 
-static void store_planes(const Op& op, const float* in, float* tensor, int images, int c0, int c1) {
+static void store_planes(const Op& op, const Element* in, float* tensor, int images, int c0, int c1) {
   const Planes& p = op.in;
   const int64_t* s = op.strides;
   for (int c = c0; c < c1; ++c)
     for (int y = 0; y < p.height; ++y) {
-      const float* row = in + position(p, c, y, 0) * LANES;
+      const Element* row = in + position(p, c, y, 0) * LANES;
       float* to[LANES];
       int width[LANES];
       for (int l = 0; l < LANES; ++l) {
@@ -102,62 +106,56 @@ static void store_planes(const Op& op, const float* in, float* tensor, int image
       }
 #if defined(__AVX512F__)
       if (s[3] == 1) {
-        for (int x = 0; x < p.width; x += 16) {
-          V v[16] = {};
-          for (int i = 0; i < std::min(16, p.width - x); ++i) v[i] = load(row + (x + i) * LANES);
-          transpose(v);
-          for (int l = 0; l < 16; ++l) {
-            const int count = std::min(16, width[l] - x);
-            if (count == 16)
-              *reinterpret_cast<Loose*>(to[l] + x) = v[l];
-            else if (count > 0)
-              std::memcpy(to[l] + x, &v[l], count * sizeof(float));
+        for (int first = 0; first < LANES; first += 16)
+          for (int x = 0; x < p.width; x += 16) {
+            V v[16] = {};
+            for (int i = 0; i < std::min(16, p.width - x); ++i)
+              v[i] = load(row + (x + i) * LANES + first);
+            transpose(v);
+            for (int l = 0; l < 16; ++l) {
+              const int count = std::min(16, width[first + l] - x);
+              if (count == 16)
+                *reinterpret_cast<Loose*>(to[first + l] + x) = v[l];
+              else if (count > 0)
+                std::memcpy(to[first + l] + x, &v[l], count * sizeof(float));
+            }
           }
-        }
         continue;
       }
 #endif
       for (int l = 0; l < LANES; ++l)
-        for (int x = 0; x < width[l]; ++x) to[l][x * s[3]] = row[x * LANES + l];
+        for (int x = 0; x < width[l]; ++x) to[l][x * s[3]] = number(row[x * LANES + l]);
     }
 }
 
-static inline void permute(const float* from, float* to, const int32_t* lanes, float fill) {
-  float result[LANES];  // from and to may be the same
-  for (int l = 0; l < LANES; ++l) result[l] = lanes[l] < 0 ? fill : from[lanes[l]];
-  std::memcpy(to, result, sizeof result);
-}
-
+static void fill_halo(const Op& op, Element* in, int c0, int c1) {
+  const Element fill = element(op.fill);
+  for (int c = c0; c < c1; ++c) {
+    Element* plane = in + (int64_t)c * op.in.size * LANES;
+    for (int m = 0; m < op.n_moves; ++m) {
+      const int32_t* move = op.offsets + 3 * m;
+      const Element* from = plane + (int64_t)move[0] * LANES;
+      Element* to = plane + (int64_t)move[1] * LANES;
+      const Index* lanes = static_cast<const Index*>(op.permutations) + move[2] * LANES;
 #if defined(__AVX512F__) && !defined(__clang__)
-static void fill_halo(const Op& op, float* in, int c0, int c1) {
-  const V fill = splat(op.fill);
-  for (int c = c0; c < c1; ++c) {
-    float* plane = in + (int64_t)c * op.in.size * LANES;
-    for (int m = 0; m < op.n_moves; ++m) {
-      const int32_t* move = op.offsets + 3 * m;
-      const I lanes = *reinterpret_cast<const I*>(op.permutations + move[2] * LANES);
-      const V taken = __builtin_shuffle(load(plane + (int64_t)move[0] * LANES), lanes & 15);
-      store(plane + (int64_t)move[1] * LANES, lanes < 0 ? fill : taken);
-    }
-  }
-}
+      const Line take = *reinterpret_cast<const Line*>(lanes);
+      Index bits;
+      std::memcpy(&bits, &fill, sizeof bits);
+      const Line taken = __builtin_shuffle(*reinterpret_cast<const Line*>(from), take & (LANES - 1));
+      *reinterpret_cast<Line*>(to) = take < 0 ? bits - Line{} : taken;
 #else
-static void fill_halo(const Op& op, float* in, int c0, int c1) {
-  for (int c = c0; c < c1; ++c) {
-    float* plane = in + (int64_t)c * op.in.size * LANES;
-    for (int m = 0; m < op.n_moves; ++m) {
-      const int32_t* move = op.offsets + 3 * m;
-      permute(plane + (int64_t)move[0] * LANES, plane + (int64_t)move[1] * LANES,
-              op.permutations + move[2] * LANES, op.fill);
+      Element result[LANES];  // from and to may be the same
+      for (int l = 0; l < LANES; ++l) result[l] = lanes[l] < 0 ? fill : from[lanes[l]];
+      std::memcpy(to, result, sizeof result);
+#endif
     }
   }
 }
-#endif
 
 #if defined(__AVX512F__) && !defined(__clang__)
 // Where a block of the destination is a grid of whole blocks of the source, and an item has the
 // images of whole items: all lanes of a vector come from the same place of a few vectors.
-static bool regrid_blocks(const Op& op, const float* in, float* out, int item, int images, int c0,
+static bool regrid_blocks(const Op& op, const Element* in, Element* out, int item, int images, int c0,
                           int c1) {
   const Planes &from = op.in, &to = op.out;
   const int down = to.height / from.height, across = to.width / from.width;
@@ -165,7 +163,7 @@ static bool regrid_blocks(const Op& op, const float* in, float* out, int item, i
   if (from.item < 0 || to.height % from.height || to.width % from.width ||
       to.images % from.images || from.rows != to.rows * down || from.columns != to.columns * across)
     return false;
-  alignas(64) int32_t lanes[LANES][LANES], of_source[LANES];
+  alignas(64) Index lanes[LANES][LANES], of_source[LANES];
   for (int l = 0; l < LANES; ++l) {
     const int image = l / (to.rows * to.columns), block = l % (to.rows * to.columns);
     of_source[l] = image / from.images;
@@ -173,36 +171,37 @@ static bool regrid_blocks(const Op& op, const float* in, float* out, int item, i
       lanes[q][l] = (image % from.images * from.rows + block / to.columns * down + q / across) *
                         from.columns + block % to.columns * across + q % across;
   }
-  const I owner = *reinterpret_cast<const I*>(of_source);
+  const Line owner = *reinterpret_cast<const Line*>(of_source);
   const int exist = std::min(sources, (images + from.images - 1) / from.images);
-  in += (int64_t)item * sources * from.item;
+  in += (int64_t)item * sources * from.item * PER_FLOAT;
   for (int c = c0; c < c1; ++c)
     for (int y = 0; y < from.height; ++y)
       for (int x = 0; x < from.width; ++x) {
-        V v[LANES] = {};
+        Line v[LANES] = {};
         for (int s = 0; s < exist; ++s)
-          v[s] = load(in + s * from.item + position(from, c, y, x) * LANES);
+          v[s] = *reinterpret_cast<const Line*>(in + s * from.item * PER_FLOAT +
+                                                position(from, c, y, x) * LANES);
         for (int q = 0; q < down * across; ++q) {
-          const I take = *reinterpret_cast<const I*>(lanes[q]);
-          V result = {};
+          const Line take = *reinterpret_cast<const Line*>(lanes[q]);
+          Line result = {};
           for (int s = 0; s < exist; ++s)
-            result = owner == s ? __builtin_shuffle(v[s], take) : result;
-          store(out + position(to, c, q / across * from.height + y, q % across * from.width + x) *
-                          LANES, result);
+            result = owner == (Index)s ? __builtin_shuffle(v[s], take) : result;
+          *reinterpret_cast<Line*>(out + LANES * position(to, c, q / across * from.height + y,
+                                                          q % across * from.width + x)) = result;
         }
       }
   return true;
 }
 
 // The way back: a block of the source is a grid of whole blocks of the destination.
-static bool regrid_parts(const Op& op, const float* in, float* out, int item, int images, int c0,
+static bool regrid_parts(const Op& op, const Element* in, Element* out, int item, int images, int c0,
                          int c1) {
   const Planes &from = op.in, &to = op.out;
   const int down = from.height / to.height, across = from.width / to.width, parts = down * across;
   if (from.item < 0 || from.height % to.height || from.width % to.width ||
       from.images % to.images || to.rows != from.rows * down || to.columns != from.columns * across)
     return false;
-  alignas(64) int32_t take[LANES], of_part[LANES];
+  alignas(64) Index take[LANES], of_part[LANES];
   const int first = item * to.images % from.images;
   for (int l = 0; l < LANES; ++l) {
     const int image = l / (to.rows * to.columns), block = l % (to.rows * to.columns);
@@ -210,59 +209,61 @@ static bool regrid_parts(const Op& op, const float* in, float* out, int item, in
     of_part[l] = image < images ? row % down * across + column % across : -1;
     take[l] = ((first + image) * from.rows + row / down) * from.columns + column / across;
   }
-  const I owner = *reinterpret_cast<const I*>(of_part), lanes = *reinterpret_cast<const I*>(take);
-  in += (int64_t)item * to.images / from.images * from.item;
+  const Line owner = *reinterpret_cast<const Line*>(of_part);
+  const Line lanes = *reinterpret_cast<const Line*>(take);
+  in += (int64_t)item * to.images / from.images * from.item * PER_FLOAT;
   for (int y = 0; y < to.height; ++y)
     for (int c = c0; c < c1; ++c)
       for (int x = 0; x < to.width; ++x) {
-        V result = {};
+        Line result = {};
         for (int q = 0; q < parts; ++q) {
-          const V v = load(in + position(from, c, q / across * to.height + y,
-                                         q % across * to.width + x) * LANES);
-          result = owner == q ? __builtin_shuffle(v, lanes) : result;
+          const int64_t at = position(from, c, q / across * to.height + y, q % across * to.width + x);
+          const Line v = *reinterpret_cast<const Line*>(in + at * LANES);
+          result = owner == (Index)q ? __builtin_shuffle(v, lanes) : result;
         }
-        store(out + position(to, c, y, x) * LANES, result);
+        *reinterpret_cast<Line*>(out + position(to, c, y, x) * LANES) = result;
       }
   return true;
 }
 #else
-static bool regrid_blocks(const Op&, const float*, float*, int, int, int, int) { return false; }
-static bool regrid_parts(const Op&, const float*, float*, int, int, int, int) { return false; }
+static bool regrid_blocks(const Op&, const Element*, Element*, int, int, int, int) { return false; }
+static bool regrid_parts(const Op&, const Element*, Element*, int, int, int, int) { return false; }
 #endif
 
 // `in` is the first item of the source; with another number of images per item it must lie in the
 // arena of the batch. `item` counts items of the destination, `images` those of them that exist.
-static void regrid(const Op& op, const float* in, float* out, int item, int images, int c0, int c1) {
+static void regrid(const Op& op, const Element* in, Element* out, int item, int images, int c0,
+                   int c1) {
   if (regrid_blocks(op, in, out, item, images, c0, c1)) return;
   if (regrid_parts(op, in, out, item, images, c0, c1)) return;
   const Planes &from = op.in, &to = op.out;
   for (int l = 0; l < LANES; ++l) {
     const Lane lane = lane_of(to, l);
     const int image = item * to.images + lane.image;
-    const float* source = in;
+    const Element* source = in;
     int first = lane.image * from.rows * from.columns;
     if (from.item >= 0) {
-      source += image / from.images * from.item;
+      source += image / from.images * from.item * PER_FLOAT;
       first = image % from.images * from.rows * from.columns;
     }
     const int height = lane.image < images ? std::clamp(to.image_height - lane.y, 0, (int)to.height) : 0;
     const int width = std::clamp(to.image_width - lane.x, 0, (int)to.width);
     for (int c = c0; c < c1; ++c)
       for (int y = 0; y < to.height; ++y) {
-        float* row = out + position(to, c, y, 0) * LANES + l;
+        Element* row = out + position(to, c, y, 0) * LANES + l;
         int x = 0;
         if (y < height) {
           const int block_y = (lane.y + y) / from.height;
           while (x < width) {
             const int block_x = (lane.x + x) / from.width, inside = (lane.x + x) % from.width;
             const int run = std::min(width - x, from.width - inside);
-            const float* at = source + first + block_y * from.columns + block_x +
+            const Element* at = source + first + block_y * from.columns + block_x +
                               position(from, c, (lane.y + y) % from.height, inside) * LANES;
             for (int i = 0; i < run; ++i) row[(x + i) * LANES] = at[i * LANES];
             x += run;
           }
         }
-        for (; x < to.width; ++x) row[x * LANES] = 0.f;
+        for (; x < to.width; ++x) row[x * LANES] = 0;
       }
   }
 }

@@ -40,14 +40,14 @@ static inline V activate(V v, int kind) {
 
 // Sums and maxima over windows; the halo holds what counts outside the image.
 template <bool IS_MAX>
-static void pool(const Op& op, const float* in, float* out, int c0, int c1) {
+static void pool(const Op& op, const Element* in, Element* out, int c0, int c1) {
   const float share = 1.f / (op.kernel_y * op.kernel_x);
   for (int c = c0; c < c1; ++c)
     for (int y = 0; y < op.count_y; ++y)
       for (int x = 0; x < op.count_x; ++x) {
-        const float* corner =
+        const Element* corner =
             in + position(op.in, c, y * op.step_y - op.pad_y, x * op.step_x - op.pad_x) * LANES;
-        float* to = out + position(op.out, c, y, x) * LANES;
+        Element* to = out + position(op.out, c, y, x) * LANES;
         for (int k = 0; k < PARTS; ++k) {
           V sum = load(corner + k * WIDTH);
           for (int i = 0; i < op.kernel_y; ++i)
@@ -64,7 +64,7 @@ static void pool(const Op& op, const float* in, float* out, int c0, int c1) {
 }
 
 // The mean of every image, in all of its lanes; pixels outside the image are zero.
-static void mean(const Op& op, const float* in, float* out, int c0, int c1) {
+static void mean(const Op& op, const Element* in, Element* out, int c0, int c1) {
   const Planes& p = op.in;
   const int blocks = p.rows * p.columns;
   const float share = 1.f / ((float)p.image_height * p.image_width);
@@ -76,26 +76,26 @@ static void mean(const Op& op, const float* in, float* out, int c0, int c1) {
           sums[k] += load(in + position(p, c, y, x) * LANES + k * WIDTH);
     float lanes[LANES];
     std::memcpy(lanes, sums, sizeof lanes);
-    float* to = out + position(op.out, c, 0, 0) * LANES;
+    Element* to = out + position(op.out, c, 0, 0) * LANES;
     for (int first = 0; first < LANES; first += blocks) {
       float sum = 0.f;
       for (int l = 0; l < blocks; ++l) sum += lanes[first + l];
-      for (int l = 0; l < blocks; ++l) to[first + l] = sum * share;
+      for (int l = 0; l < blocks; ++l) to[first + l] = element(sum * share);
     }
   }
 }
 
 // Row by row of all channels, as they lie. ADDS: `other` is added; CUTS: below zero it is zero.
 template <bool ADDS, bool CUTS>
-static void linear(const Op& op, const float* in, const float* other, float* out, int c0, int c1) {
+static void linear(const Op& op, const Element* in, const Element* other, Element* out, int c0, int c1) {
   const Planes& p = op.in;
   const V zero = {};
   for (int y = 0; y < p.height; ++y)
     for (int c = c0; c < c1; ++c) {
       const V scale = splat(op.scale ? op.scale[c] : 1.f), bias = splat(op.bias ? op.bias[c] : 0.f);
-      const float* from = in + position(p, c, y, 0) * LANES;
-      const float* second = ADDS ? other + position(op.other, c, y, 0) * LANES : nullptr;
-      float* to = out + position(op.out, c, y, 0) * LANES;
+      const Element* from = in + position(p, c, y, 0) * LANES;
+      const Element* second = ADDS ? other + position(op.other, c, y, 0) * LANES : nullptr;
+      Element* to = out + position(op.out, c, y, 0) * LANES;
       for (int i = 0; i < p.width * PARTS; ++i) {
         V v = load(from + i * WIDTH) * scale + bias;
         if (ADDS) v += load(second + i * WIDTH);
@@ -104,7 +104,8 @@ static void linear(const Op& op, const float* in, const float* other, float* out
     }
 }
 
-static void pointwise(const Op& op, const float* in, const float* other, float* out, int c0, int c1) {
+static void pointwise(const Op& op, const Element* in, const Element* other, Element* out, int c0,
+                      int c1) {
   const Planes& p = op.in;
   if (!op.gate && op.activation <= RELU) {
     if (op.activation == RELU)
@@ -114,9 +115,9 @@ static void pointwise(const Op& op, const float* in, const float* other, float* 
   for (int c = c0; c < c1; ++c) {
     const V scale = splat(op.scale ? op.scale[c] : 1.f), bias = splat(op.bias ? op.bias[c] : 0.f);
     for (int y = 0; y < p.height; ++y) {
-      const float* from = in + position(p, c, y, 0) * LANES;
-      float* to = out + position(op.out, c, y, 0) * LANES;
-      const float* second =
+      const Element* from = in + position(p, c, y, 0) * LANES;
+      Element* to = out + position(op.out, c, y, 0) * LANES;
+      const Element* second =
           other ? other + position(op.other, c, op.gate ? 0 : y, 0) * LANES : nullptr;
       for (int i = 0; i < p.width * PARTS; ++i) {
         V v = load(from + i * WIDTH) * scale + bias;

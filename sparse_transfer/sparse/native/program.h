@@ -4,9 +4,17 @@
 
 namespace sparse {
 
-// A buffer of channels. Sixteen lanes share a position: `images` images, each cut into a grid of
-// `rows` x `columns` blocks of `height` x `width` pixels; lane = (image * rows + row) * columns +
-// column. Pixel (y, x) of every block of channel c lies, as one aligned vector, at position
+#if defined(SPARSE_BF16)
+constexpr int TERMS = 2;   // inputs that one instruction multiplies by weights of their own
+typedef uint32_t Weights;  // of these inputs: two bf16
+#else
+constexpr int TERMS = 1;
+typedef float Weights;
+#endif
+
+// A buffer of channels. Sixteen lanes (thirty-two in bf16) share a position: `images` images, each
+// cut into a grid of `rows` x `columns` blocks of `height` x `width` pixels; lane = (image * rows +
+// row) * columns + column. Pixel (y, x) of every block of channel c lies, as one aligned vector, at position
 // c * size + (top + y) * pitch + left + x. Around the block there is a halo.
 struct Planes {
   int64_t at;    // first float, from the start of the arena
@@ -17,9 +25,9 @@ struct Planes {
   int32_t is_saved;  // with `item`: in the arena that outlives the run
 };
 
-struct Entry {  // a weight that is not zero, and where its input lies from the tile's first
-  float value;
-  int32_t offset;  // floats
+struct Entry {  // weights that are not zero, and where their inputs lie from the tile's first
+  Weights values;
+  int32_t offsets[TERMS];  // elements
 };
 
 enum Kind : int32_t {
@@ -54,9 +62,9 @@ struct Op {
   const Entry* entries;
   const int32_t* pointers;  // SPARSE, GRADIENT: blocks x (n_rows + 1), into entries
   const int32_t* channels;  // SPARSE, GRADIENT: output channel of each row
-  const float* weights;     // DENSE: (n_rows / block_rows, n_offsets, block_rows)
+  const Weights* weights;   // DENSE: (n_rows / block_rows, n_offsets / TERMS, block_rows)
   const int32_t* offsets;   // DENSE: of the columns; HALO: (n_moves, 3) from, to, permutation
-  const int32_t* permutations;  // HALO: (any, 16) lane to take, or -1
+  const void* permutations;     // HALO: (any, LANES) of Index: lane to take, or -1
   const float* bias;            // per output channel, or null
   const float* scale;           // POINTWISE: per channel, or null
   float* gradient;              // GRADIENT: one copy for each thread

@@ -6,7 +6,9 @@
 #endif
 
 #include "convolution.h"
-#include "training.h"
+#if !defined(SPARSE_BF16)
+#include "training.h"  // in floats only
+#endif
 
 #define EXPORT __attribute__((visibility("default")))
 
@@ -26,9 +28,11 @@ struct Place {
   int64_t item, images;  // which item, and how many of its images exist
 };
 
-float* start(const Planes& p, const Place& place) {
-  if (p.item < 0) return place.own + p.at;
-  return (p.is_saved ? place.saved : place.batch) + p.at + place.item * p.item;
+float* first_item(const Planes& p, const Place& place) {
+  return (p.item < 0 ? place.own : p.is_saved ? place.saved : place.batch) + p.at;
+}
+Element* start(const Planes& p, const Place& place) {
+  return reinterpret_cast<Element*>(first_item(p, place) + (p.item < 0 ? 0 : place.item * p.item));
 }
 bool is_of_entries(const Op& op) {
   return op.kind == WRITE_VALUES || op.kind == COLLECT_GRADIENT;
@@ -53,10 +57,14 @@ int chunks(const Op& op, int threads) {
   return threads == 1 ? 1 : std::min(4 * threads, width(op));
 }
 
+#if !defined(SPARSE_BF16)
+double* own_sums(const Op& op) { return op.sums + omp_get_thread_num() * op.sums_stride; }
+#endif
+
 void run_chunk(const Op& op, const Place& place, int chunk, int threads) {
-  float* in = op.in.channels ? start(op.in, place) : nullptr;
-  float* out = op.out.channels ? start(op.out, place) : nullptr;
-  const float* other = op.other.channels ? start(op.other, place) : nullptr;
+  Element* in = op.in.channels ? start(op.in, place) : nullptr;
+  Element* out = op.out.channels ? start(op.out, place) : nullptr;
+  const Element* other = op.other.channels ? start(op.other, place) : nullptr;
   if (is_tiled(op)) {
     const int parts = row_parts(op, threads), part = chunk % parts;
     const int group = op.kind == DENSE ? DENSE_ROWS : 1, groups = pieces(op.n_rows, group);
@@ -69,7 +77,6 @@ void run_chunk(const Op& op, const Place& place, int chunk, int threads) {
   const int all = width(op), n = chunks(op, threads);
   const int c0 = (int64_t)all * chunk / n, c1 = (int64_t)all * (chunk + 1) / n;
   float* tensor = static_cast<float*>(place.tensors ? place.tensors[op.tensor] : nullptr);
-  double* found = op.sums ? op.sums + omp_get_thread_num() * op.sums_stride : nullptr;
   if (op.kind == LOAD || op.kind == STORE)
     tensor += place.item * (op.kind == LOAD ? op.out : op.in).images * op.strides[0];
   switch (op.kind) {
@@ -81,14 +88,17 @@ void run_chunk(const Op& op, const Place& place, int chunk, int threads) {
     case MEAN: return mean(op, in, out, c0, c1);
     case POINTWISE: return pointwise(op, in, other, out, c0, c1);
     case REGRID:
-      if (op.in.item >= 0) in -= place.item * op.in.item;
+      if (op.in.item >= 0) in = reinterpret_cast<Element*>(first_item(op.in, place));
       return regrid(op, in, out, place.item, place.images, c0, c1);
+#if !defined(SPARSE_BF16)
     case SUMS: {
       const Existing existing(op.in, place.images);
+      double* found = own_sums(op);
       return (existing.all ? sums<true> : sums<false>)(op, existing, in, found, c0, c1);
     }
     case GRADIENT_SUMS: {
       const Existing existing(op.out, place.images);
+      double* found = own_sums(op);
       return (existing.all ? gradient_sums<true> : gradient_sums<false>)(op, existing, in, other,
                                                                          out, found, c0, c1);
     }
@@ -103,6 +113,7 @@ void run_chunk(const Op& op, const Place& place, int chunk, int threads) {
     case POOL_GRADIENT: return pool_gradient(op, in, other, out, c0, c1);
     case WRITE_VALUES: return write_values(op, tensor, c0, c1);
     case COLLECT_GRADIENT: return collect_gradient(op, tensor, c0, c1);
+#endif
   }
 }
 
@@ -177,13 +188,13 @@ EXPORT void sparse_advise(void* start, int64_t bytes) {
 
 // Sizes that the caller must know, and check against its own idea of the structures.
 EXPORT void sparse_facts(int32_t* facts) {
-  const int32_t all[] = {sizeof(Planes), sizeof(Op),  sizeof(Segment), WIDTH,
-                         MAX_TILE,       MAX_WIDTH,   MAX_HEIGHT,      DENSE_ROWS, DENSE_TILE,
-                         GRADIENT_TILE};
+  const int32_t all[] = {sizeof(Planes), sizeof(Op),  sizeof(Segment), sizeof(Entry),
+                         LANES,          WIDTH,       MAX_TILE,        MAX_WIDTH,
+                         MAX_HEIGHT,     DENSE_ROWS,  DENSE_TILE,      GRADIENT_TILE};
   for (const int32_t fact : all) *facts++ = fact;
 }
 
-// The best instruction level of this CPU: 0 portable, 1 AVX2, 2 AVX-512.
+// The best instruction level of this CPU: 0 portable, 1 AVX2, 2 AVX-512, 3 with bf16.
 EXPORT int32_t sparse_cpu_level() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
@@ -192,7 +203,7 @@ EXPORT int32_t sparse_cpu_level() {
                          __builtin_cpu_supports("avx512dq"), __builtin_cpu_supports("avx512vl"),
                          __builtin_cpu_supports("avx512cd")})
     if (!has) return 1;
-  return 2;
+  return __builtin_cpu_supports("avx512bf16") ? 3 : 2;
 #else
   return 0;
 #endif

@@ -224,7 +224,7 @@ static void pool_gradient(const Op& op, const float* in, const float* other, flo
 // New weights, into the order in which they are streamed.
 static void write_values(const Op& op, const float* values, int first, int last) {
   Entry* entries = const_cast<Entry*>(op.entries);
-  for (int i = first; i < last; ++i) entries[i].value = values[op.order[i]];
+  for (int i = first; i < last; ++i) entries[i].values = values[op.order[i]];
 }
 
 // The threads' gradients back into the order of the weights; cleared for the next run.

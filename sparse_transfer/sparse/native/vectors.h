@@ -1,17 +1,29 @@
-// Vectors of the compiler, no intrinsics: one length per instruction level, 16 lanes per position.
+// Vectors of the compiler: one length per instruction level. A position is a cache line of 64 bytes.
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 #include <utility>
+
+#if defined(SPARSE_BF16)
+#include <immintrin.h>  // only for what the compiler has no vectors for: rounding, dot products
+#endif
 
 namespace sparse {
 
-constexpr int LANES = 16;  // floats of a position; 64 bytes, a cache line
+// What a plane holds: floats, or in a library of its own (SPARSE_BF16) bfloat16, of which twice as
+// many share a position. Arithmetic is in floats.
+#if defined(SPARSE_BF16)
+typedef uint16_t Element;
+#else
+typedef float Element;
+#endif
+constexpr int LANES = 64 / sizeof(Element);  // elements of a position
 
 // A vector longer than the registers is spilled by the compiler, so the length is the target's.
 #if defined(__AVX512F__)
 constexpr int WIDTH = 16;
-constexpr int MAX_TILE = 28;  // positions of a tile whose sums stay in registers
+constexpr int MAX_TILE = LANES == 16 ? 28 : 12;  // positions whose sums stay in registers
 #elif defined(__AVX__)
 constexpr int WIDTH = 8;
 constexpr int MAX_TILE = 6;
@@ -35,15 +47,40 @@ typedef int32_t I __attribute__((vector_size(WIDTH * 4), may_alias));
 
 static inline V load(const float* p) { return *reinterpret_cast<const V*>(p); }
 static inline void store(float* p, V v) { *reinterpret_cast<V*>(p) = v; }
+#if defined(SPARSE_BF16)
+static inline V load(const uint16_t* p) {
+  typedef uint16_t Half __attribute__((vector_size(WIDTH * 2), may_alias));
+  return (V)(__builtin_convertvector(*reinterpret_cast<const Half*>(p), I) << 16);
+}
+static inline void store(uint16_t* p, V v) {  // rounds to the nearest, ties to even
+  _mm256_store_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh((__m512)v));
+}
+static inline uint16_t element(float x) {
+  V v = {};
+  v[0] = x;
+  return ((__v16hi)_mm512_cvtneps_pbh((__m512)v))[0];
+}
+static inline float number(uint16_t e) {
+  union { uint32_t bits; float x; } both = {(uint32_t)e << 16};
+  return both.x;
+}
+#else
+static inline float element(float x) { return x; }
+static inline float number(float e) { return e; }
+#endif
 static inline V splat(float x) { return x - V{}; }  // x + 0 would turn -0 into 0, and cost an addition
 // A pointer whose origin the compiler forgets, lest it spread one address over many registers.
-static inline const float* apart(const float* p) {
+static inline const Element* apart(const Element* p) {
   asm("" : "+r"(p));
   return p;
 }
 // A NaN in `v` stays (a comparison with NaN is false).
 static inline V at_least(V v, V low) { return v < low ? low : v; }
 static inline V at_most(V v, V high) { return v > high ? high : v; }
+
+// A whole position as integers of the size of an element, to move lanes.
+typedef std::conditional<sizeof(Element) == 4, int32_t, int16_t>::type Index;
+typedef Index Line __attribute__((vector_size(64), may_alias));
 
 // Lane l: the sum of a's lanes l and l^D where bit D of l is clear, else of b's.
 template <int D, std::size_t... L>
