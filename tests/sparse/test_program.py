@@ -62,6 +62,17 @@ def test_whole_blocks_are_joined_by_vectors(down):
     program.store(two, 1)
     program.run([images, found], 19)
     assert torch.equal(found, images)
+    back = torch.zeros(19, 3, 8, 8)
+    program = Program(library.current())
+    two = Buffer(laid(3, (8, 8), second), is_shared=True)
+    three = Buffer(laid(3, (8, 8), first))
+    program.segment(second.images)
+    program.load(0, two)
+    program.segment(first.images, is_new=True)
+    program.regrid(two, three)
+    program.store(three, 1)
+    program.run([images, back], 19)
+    assert torch.equal(back, images)
 
 
 @pytest.mark.parametrize("level", LEVELS)

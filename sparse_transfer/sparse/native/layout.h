@@ -192,8 +192,42 @@ static bool regrid_blocks(const Op& op, const Element* in, Element* out, int ite
       }
   return true;
 }
+
+// The way back: a block of the source is a grid of whole blocks of the destination.
+static bool regrid_parts(const Op& op, const Element* in, Element* out, int item, int images, int c0,
+                         int c1) {
+  const Planes &from = op.in, &to = op.out;
+  const int down = from.height / to.height, across = from.width / to.width, parts = down * across;
+  if (from.item < 0 || from.height % to.height || from.width % to.width ||
+      from.images % to.images || to.rows != from.rows * down || to.columns != from.columns * across)
+    return false;
+  alignas(64) Index take[LANES], of_part[LANES];
+  const int first = item * to.images % from.images;
+  for (int l = 0; l < LANES; ++l) {
+    const int image = l / (to.rows * to.columns), block = l % (to.rows * to.columns);
+    const int row = block / to.columns, column = block % to.columns;
+    of_part[l] = image < images ? row % down * across + column % across : -1;
+    take[l] = ((first + image) * from.rows + row / down) * from.columns + column / across;
+  }
+  const Line owner = *reinterpret_cast<const Line*>(of_part);
+  const Line lanes = *reinterpret_cast<const Line*>(take);
+  in += (int64_t)item * to.images / from.images * from.item * PER_FLOAT;
+  for (int y = 0; y < to.height; ++y)
+    for (int c = c0; c < c1; ++c)
+      for (int x = 0; x < to.width; ++x) {
+        Line result = {};
+        for (int q = 0; q < parts; ++q) {
+          const int64_t at = position(from, c, q / across * to.height + y, q % across * to.width + x);
+          const Line v = *reinterpret_cast<const Line*>(in + at * LANES);
+          result = owner == (Index)q ? __builtin_shuffle(v, lanes) : result;
+        }
+        *reinterpret_cast<Line*>(out + position(to, c, y, x) * LANES) = result;
+      }
+  return true;
+}
 #else
 static bool regrid_blocks(const Op&, const Element*, Element*, int, int, int, int) { return false; }
+static bool regrid_parts(const Op&, const Element*, Element*, int, int, int, int) { return false; }
 #endif
 
 // A grid of whole blocks of the source becomes a block of the destination, of which every step-th
@@ -277,6 +311,7 @@ static void join(const Op& op, const Element* in, Element* out, int images, int 
 static void regrid(const Op& op, const Element* in, Element* out, int item, int images, int c0,
                    int c1) {
   if (regrid_blocks(op, in, out, item, images, c0, c1)) return;
+  if (regrid_parts(op, in, out, item, images, c0, c1)) return;
   const Planes &from = op.in, &to = op.out;
   for (int l = 0; l < LANES; ++l) {
     const Lane lane = lane_of(to, l);
