@@ -14,10 +14,11 @@ from torch.nn import functional
 
 from sparse_transfer.sparse import library
 from sparse_transfer.sparse.abi import Activation
+from sparse_transfer.sparse.buffers import Buffer
 from sparse_transfer.sparse.layout import Axis, Grid, Halo, Layout, can_sample, cost, forward_halo
 from sparse_transfer.sparse.layout import grids as grids_of
 from sparse_transfer.sparse.packing import Pattern, pack_dense, pack_forward
-from sparse_transfer.sparse.program import Buffer, Program
+from sparse_transfer.sparse.program import Program
 
 pytestmark = pytest.mark.kernels
 LEVELS = [] if library.available() else library.levels()
