@@ -10,10 +10,14 @@ import torch
 from torch import Tensor
 
 from sparse_transfer.sparse import tiling
+from sparse_transfer.sparse.buffers import Buffer
 from sparse_transfer.sparse.layout import Axis, Grid, Halo, Layout
 from sparse_transfer.sparse.library import Library
 from sparse_transfer.sparse.packing import Packed, Pattern, in_type, pack_backward, pack_forward
-from sparse_transfer.sparse.program import Buffer, Program
+from sparse_transfer.sparse.program import Program
+
+CACHE = 48 * 1024  # bytes that a tile may read of a group of channels
+ENTRIES = 14  # of a row of a group, on average
 
 
 def convolve(
@@ -66,6 +70,7 @@ def input_gradient(
     y, x = axes
     halo, block = gradient.layout.halo, target.layout.block
     reach = (halo.top + halo.bottom, halo.left + halo.right)
+    per_row = len(pattern.out) / (pattern.channels * y.stride * x.stride)
     matrices = []
     for phase_y in y.phases():
         for phase_x in x.phases():
@@ -74,7 +79,7 @@ def input_gradient(
             if min(count) < 1:
                 continue
             tile = tiling.tiles(program.library, count, 1)[0]
-            blocks = tiling.blocks(gradient.layout, tile, (1, 1), reach)
+            blocks = _blocks(gradient.layout, tile, (1, 1), reach, per_row)
             phases = (phase_y, phase_x)
             matrices.append(pack_backward(pattern, values, phases, gradient.layout, blocks))
             program.sparse(
@@ -103,10 +108,9 @@ def value_gradient(
     into: Tensor,
 ) -> Packed:
     """into (threads, at least the non-zeros) += gradient of the values, in the matrix's order."""
-    block = gradient.layout.block
-    width = min(block[1], program.library.max_width)
-    tile = (1, -(-block[1] // -(-block[1] // width)))
-    _, blocks = _cut(program.library, pattern, source.layout, block, axes, tile)
+    block, library = gradient.layout.block, program.library
+    tile = tiling.tiles(library, block, axes[1].stride, is_gradient=True)[0]
+    _, blocks = _cut(library, pattern, source.layout, block, axes, tile)
     packed = pack_forward(pattern, values, axes, source.layout, blocks)
     program.gradient(
         packed,
@@ -119,6 +123,23 @@ def value_gradient(
         step=(axes[0].stride, axes[1].stride),
     )
     return packed
+
+
+def _blocks(
+    source: Layout,
+    tile: tuple[int, int],
+    step: tuple[int, int],
+    reach: tuple[int, int],
+    per_row: float,
+) -> int:
+    """Groups of input channels: a row of a group has enough entries to be worth its sums' way to
+    memory and back, even if what is read then lies in the second level of caches.
+
+    Args:
+        per_row: entries of a row of all groups, on average.
+    """
+    most = round(per_row / ENTRIES)
+    return max(1, min(tiling.blocks(source, tile, step, reach, CACHE), most))
 
 
 def _every(layout: Layout) -> np.ndarray:
@@ -138,4 +159,6 @@ def _cut(
     if pattern.groups == pattern.channels or library.dtype != torch.float32:
         return tile, 1  # every row reads one channel; or sums are not to be kept in 16 bits
     reach = tuple(axis.dilation * (axis.kernel - 1) for axis in axes)
-    return tile, tiling.blocks(source, tile, step, (reach[0], reach[1]))
+    return tile, _blocks(
+        source, tile, step, (reach[0], reach[1]), len(pattern.out) / pattern.shape[0]
+    )

@@ -40,6 +40,7 @@ class Library:
         max_tile: positions of a tile of a sparse convolution.
         max_width, max_height: positions of such a tile along a row, and rows.
         dense_rows, dense_width: channels and positions of a tile of a dense convolution.
+        gradient_tile: positions of a tile of a gradient to the non-zeros.
     """
 
     level: str
@@ -51,6 +52,7 @@ class Library:
     max_height: int
     dense_rows: int
     dense_width: int
+    gradient_tile: int
 
     @property
     def dtype(self) -> torch.dtype:
@@ -123,7 +125,7 @@ def load(level: str) -> Library:
         UserError: it was not compiled here, or from other sources than these.
     """
     handle = _open(level)
-    facts = (ctypes.c_int32 * 11)()
+    facts = (ctypes.c_int32 * 12)()
     handle.sparse_facts(facts)
     entry = abi.Pair if level == BF16 else abi.Entry
     sizes = [ctypes.sizeof(kind) for kind in (abi.Planes, abi.Op, abi.Segment, entry)]

@@ -10,17 +10,26 @@ from sparse_transfer.sparse.library import Library
 FIRST_LEVEL = 32 * 1024  # bytes of a data cache that may be counted on
 
 
-def tiles(library: Library, count: tuple[int, int], step: int) -> list[tuple[int, int]]:
-    """Heights and widths of tiles that a sparse kernel has, those with least overhead first.
+def tiles(
+    library: Library, count: tuple[int, int], step: int, *, is_gradient: bool = False
+) -> list[tuple[int, int]]:
+    """Heights and widths of tiles that a kernel has, those with least overhead first.
 
     Every non-zero costs a tile its positions and about two loads more, so fewer tiles are better.
+
+    Args:
+        count: outputs of a block.
+        step: from one input to the next.
+        is_gradient: to the non-zeros, whose tiles are others.
     """
-    tallest = library.max_height if step == 1 else min(2, library.max_height)
+    is_tall = step == 1 or (is_gradient and step == 2)
+    tallest = library.max_height if is_tall else min(2, library.max_height)
+    most = library.gradient_tile if is_gradient else library.max_tile
     found = {}
     for height, width in itertools.product(
         range(1, min(tallest, count[0]) + 1), range(1, min(library.max_width, count[1]) + 1)
     ):
-        if height * width <= library.max_tile:
+        if height * width <= most:
             number = -(-count[0] // height) * -(-count[1] // width)
             found[height, width] = (number, height * width)
     return sorted(found, key=lambda tile: found[tile])

@@ -15,8 +15,10 @@ import numpy as np
 
 from sparse_transfer.sparse import emission
 from sparse_transfer.sparse.abi import Activation
+from sparse_transfer.sparse.buffers import Buffer
+from sparse_transfer.sparse.layout import Layout
 from sparse_transfer.sparse.packing import Packed
-from sparse_transfer.sparse.program import Buffer, Program
+from sparse_transfer.sparse.program import Program
 from sparse_transfer.sparse.training_forward import Builder
 from sparse_transfer.sparse.training_graph import Node, Norm
 from sparse_transfer.sparse.training_layout import Values
@@ -45,6 +47,7 @@ class Backward(Builder):
         self._wanted = wanted
         # a value's gradient is the sum of its parts: a gradient, or that of a norm of the value
         self._parts: dict[str, list[tuple[Buffer, Norm | None]]] = {n: [] for n in values.nodes}
+        self._cuts: dict[str, dict[Layout, Buffer]] = {name: {} for name in values.nodes}
         self._readers: Counter[Buffer] = Counter()  # that are still to come
         self._packed: dict[str, Packed] = {}
         self._needed: set[str] = set()
@@ -68,6 +71,11 @@ class Backward(Builder):
                 loaded = self._new(node.name)
                 program.load(values.outputs.index(node.name), loaded)
                 self._add(node.name, loaded)
+            for cut in self._cuts[node.name].values():
+                self.enter(values.homes[node.name].grid.images)
+                made = self._new(node.name)
+                program.regrid(cut, made)
+                self._add(node.name, made)
             if self._parts[node.name] and node.name in self._needed:
                 above = [norm for _, norm in self._parts[node.name] if norm is not None]
                 self.settle(above, backward=True)
@@ -191,21 +199,23 @@ class Backward(Builder):
         self._to_source(node, act)
 
     def _to_source(self, node: Node, act: Callable[[Buffer, Buffer | None], None]) -> None:
-        """Have the gradient of a node's source made, in the cut in which it was read."""
+        """Have the gradient of a node's source made, in the cut in which it was read.
+
+        What is there already, in the same cut, is added.
+        """
         if node.source not in self._needed:
             return
-        layout, home = self.values.reads[node.name], self.values.homes[node.source]
-        made = self._new(node.source)
-        if layout == home:
-            parts = self._parts[node.source]
-            plain = next((part for part in parts if part[1] is None), None)
-            if plain is not None:
-                parts.remove(plain)
-                self._readers[plain[0]] -= 1
-            act(made, None if plain is None else plain[0])
-        else:
-            cut = Buffer(layout, is_shared=layout.grid.images != home.grid.images)
-            act(cut, None)
-            self.enter(home.grid.images)
-            self.program.regrid(cut, made)
+        layout = self.values.reads[node.name]
+        if layout != self.values.homes[node.source]:
+            cuts = self._cuts[node.source]
+            made = Buffer(layout, is_shared=True)
+            act(made, cuts.get(layout))
+            cuts[layout] = made
+            return
+        made, parts = self._new(node.source), self._parts[node.source]
+        plain = next((part for part in parts if part[1] is None), None)
+        if plain is not None:
+            parts.remove(plain)
+            self._readers[plain[0]] -= 1
+        act(made, None if plain is None else plain[0])
         self._add(node.source, made)

@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from sparse_transfer.sparse.abi import Activation
-from sparse_transfer.sparse.drop_in import SparseConv2d
+from sparse_transfer.sparse.drop_in import SparseConv2d, obstacle
 from sparse_transfer.sparse.layout import Axis
 
 Shape = tuple[int, int, int]
@@ -38,6 +38,12 @@ ACTIVATIONS: dict[Any, Activation] = {
 }
 
 
+Convolution = SparseConv2d | nn.Conv2d
+FEW = (
+    4  # channels of images; a convolution of so few is as fast in a region, where nothing is copied
+)
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Norm:
@@ -49,7 +55,7 @@ class Norm:
         pixels: of the image that it is applied to.
     """
 
-    layer: nn.BatchNorm2d | SparseConv2d
+    layer: nn.BatchNorm2d | Convolution
     channels: int
     pixels: int
 
@@ -115,7 +121,7 @@ class Node:
     do: Literal["input", "convolve", "activate", "maximum"]
     shape: Shape
     source: str = ""
-    layer: SparseConv2d | None = None
+    layer: Convolution | None = None
     axes: tuple[Axis, Axis] | None = None
     norm: Norm | None = None
     other: str = ""
@@ -132,6 +138,18 @@ class Node:
         """The norms, and the value that each is applied to."""
         pairs = ((self.norm, self.source), (self.other_norm, self.other))
         return tuple((norm, name) for norm, name in pairs if norm is not None)
+
+
+def weight_of(layer: Convolution) -> Tensor:
+    """The parameter that holds a convolution's weights: its non-zeros, or all."""
+    return layer.values if isinstance(layer, SparseConv2d) else layer.weight
+
+
+def kept_of(layer: Convolution) -> Tensor:
+    """Bool of the weight's shape."""
+    if isinstance(layer, SparseConv2d):
+        return layer.kept
+    return torch.ones(layer.weight.shape, dtype=torch.bool)
 
 
 def nodes_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> list[Node]:
@@ -213,11 +231,12 @@ def _activate(name: str, shape: Shape, source: str, **more: Any) -> Node:
 
 
 def _of_module(name: str, module: nn.Module, source: str, size: Shape, shape: Shape) -> list[Node]:
-    if isinstance(module, SparseConv2d):
-        numbers = zip(
-            size[1:], module.kept.shape[2:], module.stride, module.padding, module.dilation,
-            strict=True,
-        )  # fmt: skip
+    if isinstance(module, SparseConv2d) or _is_welcome(module):
+        assert isinstance(module, SparseConv2d | nn.Conv2d) and not isinstance(module.padding, str)
+        kernel = (
+            weight_of(module).shape[2:] if isinstance(module, nn.Conv2d) else module.kept.shape[2:]
+        )
+        numbers = zip(size[1:], kernel, module.stride, module.padding, module.dilation, strict=True)
         y, x = (Axis(n, k, stride, pad, pad, dilation) for n, k, stride, pad, dilation in numbers)
         make = {"do": "convolve", "shape": shape, "source": source, "layer": module, "axes": (y, x)}
         if module.bias is None:
@@ -236,6 +255,19 @@ def _of_module(name: str, module: nn.Module, source: str, size: Shape, shape: Sh
         axes = _pool_axes(module, size, shape)
         return [] if axes is None else [Node(name, "maximum", shape, source, axes=axes)]
     return []
+
+
+def _is_welcome(module: nn.Module) -> bool:
+    """Whether a dense convolution costs less in a region than leaving it and coming back.
+
+    Those of images and of single channels, and the shortcuts between stages.
+    """
+    if not isinstance(module, nn.Conv2d) or obstacle(module) is not None:
+        return False
+    if isinstance(module.padding, str):
+        return False
+    is_shortcut = module.kernel_size == (1, 1) and module.stride != (1, 1)
+    return module.in_channels <= FEW or module.groups == module.in_channels or is_shortcut
 
 
 def _after(norm: nn.BatchNorm2d) -> Activation | None:

@@ -22,7 +22,7 @@ from sparse_transfer.sparse import library
 from sparse_transfer.sparse.drop_in import SparseConv2d
 from sparse_transfer.sparse.layer import check
 from sparse_transfer.sparse.saved_memory import SavedMemory
-from sparse_transfer.sparse.training_graph import Node, Shape, nodes_of, shape_of
+from sparse_transfer.sparse.training_graph import Node, Shape, nodes_of, shape_of, weight_of
 from sparse_transfer.sparse.training_graph import fuse as fuse_nodes
 from sparse_transfer.sparse.training_layout import Layouts, Values
 from sparse_transfer.sparse.training_plan import TrainingPlan
@@ -64,7 +64,7 @@ class Region(nn.Module):
         if not len(inputs[0]):
             raise UserError("A training region was called without images.", "The batch is empty.")
         plan, memory = self._ready(inputs)
-        weights = [node.layer.values for node in self._nodes if node.layer is not None]
+        weights = [weight_of(node.layer) for node in self._nodes if node.layer is not None]
         norms = [
             parameter
             for norm in plan.norms
@@ -177,7 +177,7 @@ def fuse(module: nn.Module, example: Tensor) -> nn.Module:
 
 
 def _runs(graph: fx.GraphModule, known: dict[fx.Node, list[Node]]) -> list[list[fx.Node]]:
-    """Runs of consecutive nodes that are known, those that contain a convolution.
+    """Runs of consecutive nodes that are known, those that contain a sparse convolution.
 
     Consecutive in the order of execution: nothing outside can depend on the inside and be needed by
     it.
@@ -188,7 +188,11 @@ def _runs(graph: fx.GraphModule, known: dict[fx.Node, list[Node]]) -> list[list[
             runs[-1].append(node)
         elif node.op not in ("get_attr", "placeholder"):
             runs.append([])
-    return [run for run in runs if any(part.do == "convolve" for n in run for part in known[n])]
+    return [
+        run
+        for run in runs
+        if any(isinstance(part.layer, SparseConv2d) for node in run for part in known[node])
+    ]
 
 
 def _with_regions(

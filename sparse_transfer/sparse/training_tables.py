@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparse_transfer.sparse.buffers import Buffer
 from sparse_transfer.sparse.library import Library
 from sparse_transfer.sparse.packing import Packed, Pattern
-from sparse_transfer.sparse.program import Buffer, Program
-from sparse_transfer.sparse.training_graph import Node, Norm
+from sparse_transfer.sparse.program import Program
+from sparse_transfer.sparse.training_graph import Node, Norm, kept_of
 from sparse_transfer.sparse.training_layout import Values
 
 
@@ -115,4 +116,4 @@ class Tables:
 
 def _pattern(node: Node) -> Pattern:
     assert node.layer is not None
-    return Pattern.of(node.layer.kept.contiguous().numpy(), node.layer.groups)
+    return Pattern.of(kept_of(node.layer).contiguous().numpy(), node.layer.groups)

@@ -14,10 +14,11 @@ from torch.nn import functional
 
 from sparse_transfer.sparse import library
 from sparse_transfer.sparse.abi import Activation
+from sparse_transfer.sparse.buffers import Buffer
 from sparse_transfer.sparse.layout import Axis, Grid, Halo, Layout, can_sample, cost, forward_halo
 from sparse_transfer.sparse.layout import grids as grids_of
 from sparse_transfer.sparse.packing import Pattern, pack_dense, pack_forward
-from sparse_transfer.sparse.program import Buffer, Program
+from sparse_transfer.sparse.program import Program
 
 pytestmark = pytest.mark.kernels
 LEVELS = [] if library.available() else library.levels()
@@ -62,6 +63,17 @@ def test_whole_blocks_are_joined_by_vectors(down):
     program.store(two, 1)
     program.run([images, found], 19)
     assert torch.equal(found, images)
+    back = torch.zeros(19, 3, 8, 8)
+    program = Program(library.current())
+    two = Buffer(laid(3, (8, 8), second), is_shared=True)
+    three = Buffer(laid(3, (8, 8), first))
+    program.segment(second.images)
+    program.load(0, two)
+    program.segment(first.images, is_new=True)
+    program.regrid(two, three)
+    program.store(three, 1)
+    program.run([images, back], 19)
+    assert torch.equal(back, images)
 
 
 @pytest.mark.parametrize("level", LEVELS)

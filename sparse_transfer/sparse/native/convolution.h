@@ -244,31 +244,43 @@ static void dense_tile(const Op& op, const Tile& t, int block, int first, int la
 }
 
 #if !defined(SPARSE_BF16) && !defined(SPARSE_FP16)
-// gradient[e] += sum over the tile of the output's gradient (t.other) times the input of entry e.
-template <int RX>
+// gradient[e] += sum over the tile of the output's gradient (t.other) times the input of entry e. The
+// tile's gradient stays in registers for all entries of a row; every entry costs a sum over lanes, so
+// large tiles are better.
+template <int RY, int RX, int STEP>
 static void gradient_tile(const Op& op, const Tile& t, float* gradient, int block, int first,
                           int last) {
   const int32_t* pointers = op.pointers + (int64_t)block * (op.n_rows + 1);
+  const int64_t column = STEP ? STEP * LANES : t.in_column;
   for (int r = first; r < last; ++r) {
     const int begin = pointers[r], end = pointers[r + 1];
     if (begin == end) continue;
     const float* other = t.other + op.channels[r] * t.other_plane;
-    V g[RX][PARTS];
+    V g[RY][RX][PARTS];
     UNROLL
-    for (int x = 0; x < RX; ++x)
+    for (int y = 0; y < RY; ++y)
       UNROLL
-      for (int k = 0; k < PARTS; ++k) g[x][k] = load(other + x * LANES + k * WIDTH);
+      for (int x = 0; x < RX; ++x)
+        UNROLL
+        for (int k = 0; k < PARTS; ++k)
+          g[y][x][k] = load(other + y * t.other_row + x * LANES + k * WIDTH);
     for (int e = begin; e < end; e += 4) {
       const int count = std::min(4, end - e);
       const float* in[4];
       for (int i = 0; i < 4; ++i) in[i] = t.in + op.entries[i < count ? e + i : e].offsets[0];
       V c[4] = {};
       UNROLL
-      for (int x = 0; x < RX; ++x)
+      for (int y = 0; y < RY; ++y) {
         UNROLL
-        for (int k = 0; k < PARTS; ++k)
+        for (int x = 0; x < RX; ++x)
           UNROLL
-          for (int i = 0; i < 4; ++i) c[i] += g[x][k] * load(in[i] + x * t.in_column + k * WIDTH);
+          for (int k = 0; k < PARTS; ++k)
+            UNROLL
+            for (int i = 0; i < 4; ++i) c[i] += g[y][x][k] * load(in[i] + x * column + k * WIDTH);
+        if (y + 1 < RY)
+          UNROLL
+          for (int i = 0; i < 4; ++i) in[i] = apart(in[i] + t.in_row);
+      }
       add_sums(c, count, gradient + e);
     }
   }
@@ -311,13 +323,34 @@ static TileFunction dense_function(int width, std::index_sequence<X...>) {
   static constexpr TileFunction all[] = {dense_tile<X + 1>...};
   return all[width - 1];
 }
+constexpr int GRADIENT_TILE = MAX_TILE < 14 ? 14 : 24;  // four registers are for sums
+
 #if !defined(SPARSE_BF16) && !defined(SPARSE_FP16)
 typedef void (*GradientFunction)(const Op&, const Tile&, float*, int block, int first, int last);
-template <std::size_t... X>
-static GradientFunction gradient_function(int width, std::index_sequence<X...>) {
-  static constexpr GradientFunction all[] = {gradient_tile<X + 1>...};
-  return all[width - 1];
+template <int RY, int RX, int STEP>
+static constexpr GradientFunction gradient_function() {
+  if constexpr (RY * RX <= GRADIENT_TILE && (STEP || RY <= 2))
+    return gradient_tile<RY, RX, STEP>;
+  else
+    return nullptr;
 }
+struct GradientTable {
+  GradientFunction of[3][MAX_HEIGHT + 1][MAX_WIDTH + 1] = {};
+};
+template <int STEP, int RY, std::size_t... X>
+static constexpr void fill_row(GradientTable& table, std::index_sequence<X...>) {
+  ((table.of[STEP][RY][X + 1] = gradient_function<RY, X + 1, STEP>()), ...);
+}
+static constexpr GradientTable make_gradient_table() {
+  GradientTable table;
+  constexpr auto all = std::make_index_sequence<MAX_WIDTH>{};
+  fill_row<0, 1>(table, all), fill_row<1, 1>(table, all), fill_row<2, 1>(table, all);
+  fill_row<0, 2>(table, all), fill_row<1, 2>(table, all), fill_row<2, 2>(table, all);
+  fill_row<1, 3>(table, all), fill_row<2, 3>(table, all);
+  fill_row<1, 4>(table, all), fill_row<2, 4>(table, all);
+  return table;
+}
+static constexpr GradientTable GRADIENT_TILES = make_gradient_table();
 #endif
 
 static inline TileFunction tile_function(const Op& op, int height, int width) {
@@ -342,7 +375,8 @@ static void convolve(const Op& op, const Element* in, const Element* other, Elem
 #if !defined(SPARSE_BF16) && !defined(SPARSE_FP16)
   if (op.kind == GRADIENT) {
     t.other = other + position(op.other, 0, y0, x0) * LANES;
-    const auto run = gradient_function(x1 - x0, std::make_index_sequence<MAX_WIDTH>{});
+    t.other_row = (int64_t)op.other.pitch * LANES;
+    const auto run = GRADIENT_TILES.of[op.step_x <= 2 ? op.step_x : 0][y1 - y0][x1 - x0];
     for (int block = 0; block < op.blocks; ++block) run(op, t, gradient, block, first, last);
     return;
   }

@@ -152,6 +152,84 @@ static void fill_halo(const Op& op, Element* in, int c0, int c1) {
   }
 }
 
+#if defined(__AVX512F__) && !defined(__clang__)
+// Where a block of the destination is a grid of whole blocks of the source, and an item has the
+// images of whole items: all lanes of a vector come from the same place of a few vectors.
+static bool regrid_blocks(const Op& op, const Element* in, Element* out, int item, int images, int c0,
+                          int c1) {
+  const Planes &from = op.in, &to = op.out;
+  const int down = to.height / from.height, across = to.width / from.width;
+  const int sources = to.images / from.images;
+  if (from.item < 0 || to.height % from.height || to.width % from.width ||
+      to.images % from.images || from.rows != to.rows * down || from.columns != to.columns * across)
+    return false;
+  alignas(64) Index lanes[LANES][LANES], of_source[LANES];
+  for (int l = 0; l < LANES; ++l) {
+    const int image = l / (to.rows * to.columns), block = l % (to.rows * to.columns);
+    of_source[l] = image / from.images;
+    for (int q = 0; q < down * across; ++q)
+      lanes[q][l] = (image % from.images * from.rows + block / to.columns * down + q / across) *
+                        from.columns + block % to.columns * across + q % across;
+  }
+  const Line owner = *reinterpret_cast<const Line*>(of_source);
+  const int exist = std::min(sources, (images + from.images - 1) / from.images);
+  in += (int64_t)item * sources * from.item * PER_FLOAT;
+  for (int c = c0; c < c1; ++c)
+    for (int y = 0; y < from.height; ++y)
+      for (int x = 0; x < from.width; ++x) {
+        Line v[LANES];
+        for (int s = 0; s < exist; ++s)
+          v[s] = *reinterpret_cast<const Line*>(in + s * from.item * PER_FLOAT +
+                                                position(from, c, y, x) * LANES);
+        for (int q = 0; q < down * across; ++q) {
+          const Line take = *reinterpret_cast<const Line*>(lanes[q]);
+          Line result = {};
+          for (int s = 0; s < exist; ++s)
+            result = owner == (Index)s ? __builtin_shuffle(v[s], take) : result;
+          *reinterpret_cast<Line*>(out + LANES * position(to, c, q / across * from.height + y,
+                                                          q % across * from.width + x)) = result;
+        }
+      }
+  return true;
+}
+
+// The way back: a block of the source is a grid of whole blocks of the destination.
+static bool regrid_parts(const Op& op, const Element* in, Element* out, int item, int images, int c0,
+                         int c1) {
+  const Planes &from = op.in, &to = op.out;
+  const int down = from.height / to.height, across = from.width / to.width, parts = down * across;
+  if (from.item < 0 || from.height % to.height || from.width % to.width ||
+      from.images % to.images || to.rows != from.rows * down || to.columns != from.columns * across)
+    return false;
+  alignas(64) Index take[LANES], of_part[LANES];
+  const int first = item * to.images % from.images;
+  for (int l = 0; l < LANES; ++l) {
+    const int image = l / (to.rows * to.columns), block = l % (to.rows * to.columns);
+    const int row = block / to.columns, column = block % to.columns;
+    of_part[l] = image < images ? row % down * across + column % across : -1;
+    take[l] = ((first + image) * from.rows + row / down) * from.columns + column / across;
+  }
+  const Line owner = *reinterpret_cast<const Line*>(of_part);
+  const Line lanes = *reinterpret_cast<const Line*>(take);
+  in += (int64_t)item * to.images / from.images * from.item * PER_FLOAT;
+  for (int y = 0; y < to.height; ++y)
+    for (int c = c0; c < c1; ++c)
+      for (int x = 0; x < to.width; ++x) {
+        Line result = {};
+        for (int q = 0; q < parts; ++q) {
+          const int64_t at = position(from, c, q / across * to.height + y, q % across * to.width + x);
+          const Line v = *reinterpret_cast<const Line*>(in + at * LANES);
+          result = owner == (Index)q ? __builtin_shuffle(v, lanes) : result;
+        }
+        *reinterpret_cast<Line*>(out + position(to, c, y, x) * LANES) = result;
+      }
+  return true;
+}
+#else
+static bool regrid_blocks(const Op&, const Element*, Element*, int, int, int, int) { return false; }
+static bool regrid_parts(const Op&, const Element*, Element*, int, int, int, int) { return false; }
+#endif
+
 // A grid of whole blocks of the source becomes a block of the destination, of which every step-th
 // pixel is kept. An item of the source has N lanes of the destination's, and they are written
 // without gaps: N elements for each position, one item after the other. `join` makes vectors of them.
@@ -268,6 +346,8 @@ static void gather(const Element* const (&from)[LANES], int64_t from_plane, Elem
 // arena of the batch. `item` counts items of the destination, `images` those of them that exist.
 static void regrid(const Op& op, const Element* in, Element* out, int item, int images, int c0,
                    int c1) {
+  if (regrid_blocks(op, in, out, item, images, c0, c1)) return;
+  if (regrid_parts(op, in, out, item, images, c0, c1)) return;
   const Planes &from = op.in, &to = op.out;
   const Element* of_image[LANES];
   for (int l = 0; l < LANES; ++l) {
