@@ -97,8 +97,12 @@ class Compiled:
         with torch.inference_mode():
             if self.engine == "dense":
                 images = images.contiguous(memory_format=torch.channels_last)
+            if self._instead is None:
+                return self.module(images)
+            kernels = library.load(library.FP16)
+            before = kernels.overflows()
             found = self.module(images)
-            if self._instead is not None and not found.isfinite().all():
+            if kernels.overflows() != before:  # other threads' too: then for nothing
                 found = self._instead(images.contiguous(memory_format=torch.channels_last))
             return found
 
@@ -134,10 +138,11 @@ def compile(  # noqa: A001
             wherever it can be.
         dtype: torch.bfloat16 allows values between layers to be rounded to 16 bits where that is
             faster; images and outputs are float32 all the same. Then PyTorch in bfloat16 and the
-            engine in bfloat16, float16 (eight times as exact, but not beyond 65504; where an output
-            is not finite PyTorch is called instead) and float32 are measured, as far as the CPU has
-            them, and the fastest is taken. The engine may be off by 1e-2 of the largest output, or
-            by twice what PyTorch is off by.
+            engine in bfloat16, float16 (eight times as exact, but not beyond 65504; where a value
+            or a sum within any layer is beyond, even one that a ReLU would hide, PyTorch is called
+            for these images instead) and float32 are measured, as far as the CPU has them, and the
+            fastest is taken. The engine may be off by 1e-2 of the largest output, or by twice what
+            PyTorch is off by.
 
     Raises:
         UserError: the model or the example is not on the CPU in float32, or there are no kernels

@@ -54,6 +54,13 @@ class Library:
     dense_width: int
     gradient_tile: int
 
+    def overflows(self) -> int:
+        """How often numbers outgrew float16, in any thread; it only grows. 0 in other types.
+
+        Those are counted, too, that an activation hides: the -inf that a ReLU makes zero.
+        """
+        return self.handle.sparse_overflows()
+
     @property
     def dtype(self) -> torch.dtype:
         """What planes hold. Tensors that come and go, biases and sums are float32.
@@ -180,5 +187,6 @@ def _open(level: str) -> ctypes.CDLL:
     handle.sparse_team.argtypes, handle.sparse_team.restype = [i32], i32
     handle.sparse_advise.argtypes, handle.sparse_advise.restype = [pointer, i64], None
     handle.sparse_facts.argtypes, handle.sparse_facts.restype = [pointer], None
+    handle.sparse_overflows.argtypes, handle.sparse_overflows.restype = [], i64
     handle.sparse_cpu_level.argtypes, handle.sparse_cpu_level.restype = [], i32
     return handle

@@ -309,7 +309,9 @@ def test_networks_agree_with_pytorch(level, name, pixels, batch, kwargs, _own_ca
     images = torch.randn(batch, 3, pixels, pixels)
     compiled = compiled_in(level, model, images)
     for others in (images, torch.randn(batch + 3, 3, pixels, pixels)):
+        before = library.load(level).overflows()
         found, pytorch = compiled(others), InBfloat16(model)(others)
+        assert library.load(level).overflows() == before  # nor by halos and lanes without images
         allowed = max(TOLERANCE, 1.5 * off(pytorch, model, others))  # random MobileNets magnify
         assert found.dtype == torch.float32 and off(found, model, others) <= allowed
 
@@ -319,7 +321,9 @@ def test_networks_agree_with_pytorch(level, name, pixels, batch, kwargs, _own_ca
 def test_awkward_graphs_agree(level, batch, pixels, _own_cache):
     model, images = lively(Awkward(), 0.3), torch.randn(batch, 6, pixels, pixels)
     compiled = compiled_in(level, model, images)
+    before = library.load(level).overflows()
     assert off(compiled(images), model, images) <= TOLERANCE and len(regions(compiled)) == 2
+    assert library.load(level).overflows() == before
 
 
 @every_level
@@ -379,6 +383,60 @@ def test_where_numbers_outgrow_float16_pytorch_is_called(level, _own_cache):
     large = images * 1000  # a million between the layers
     assert not compiled.module(large).isfinite().all()
     assert off(compiled(large), net, large) <= TOLERANCE
+
+
+@pytest.mark.parametrize("level", [where_there_are(library.FP16)])
+@pytest.mark.parametrize("activation", [torch.nn.ReLU, torch.nn.ReLU6])
+@pytest.mark.parametrize("channels", [5, 200])  # sums in float16, or in part
+@pytest.mark.parametrize("is_dense", [False, True])
+def test_what_activations_hide_is_noticed(level, activation, channels, is_dense, _own_cache):
+    """Sums that pass -80000 on the way to 40000, or (ReLU6) the negatives of both."""
+    first = torch.nn.Conv2d(channels, 4 if is_dense else 16, 1, bias=False)
+    net = torch.nn.Sequential(first, activation(), torch.nn.Conv2d(first.out_channels, 2, 1))
+    with torch.no_grad():
+        first.weight[:] = 0
+        first.weight[: 4 if is_dense else 1, :] = 1e-6
+        first.weight[0, :5, 0, 0] = torch.tensor([-1.0, -1, 1, 1, 1])
+        if activation is torch.nn.ReLU6:
+            first.weight.neg_()
+        net[2].weight[:] = 0
+        net[2].weight[:, 0] = 1e-3
+        net[2].bias[:] = 0.01
+    images = torch.full((2, channels, 8, 8), 0.5)
+    compiled = compiled_in(level, net, images)
+    assert {row.choice.kind for row in compiled.rows[:1]} == {"dense" if is_dense else "sparse"}
+    assert off(compiled(images), net, images) <= TOLERANCE
+    large = images * 80_000
+    large[:, 5:] = 0.5
+    assert compiled.module(large).isfinite().all() and off(compiled.module(large), net, large) > 0.3
+    assert off(compiled(large), net, large) <= TOLERANCE
+
+
+@pytest.mark.parametrize("level", [where_there_are(library.FP16)])
+@pytest.mark.parametrize("strides", ["rows", "channels last"])
+def test_every_way_beyond_float16_is_counted(level, strides):
+    """Images, values between layers and infinities; not what is finite, nor the halo of a pool."""
+    kernels, grid = library.load(level), Grid(2, 4, 4)
+    one, two, three = (Buffer(laid(2, (7, 9), grid)) for _ in range(3))
+    program, found = Program(kernels), torch.empty(3, 2, 7, 9)
+    program.segment(grid.images)
+    program.load(0, one)
+    program.pointwise(one, two, scale=np.full(2, -2.0, np.float32), activation=Activation.RELU6)
+    program.pointwise(one, three, other=one)
+    program.store(three, 1)
+
+    def count(value: float) -> int:
+        images = torch.zeros(3, 2, 7, 9)
+        if strides == "channels last":
+            images = images.contiguous(memory_format=torch.channels_last)
+        images[2, 1, 6, 8] = value
+        before = kernels.overflows()
+        program.run([images, found], 3, 1)
+        return kernels.overflows() - before
+
+    assert [count(value) for value in (32_700.0, -32_700.0, 0.0)] == [0, 0, 0]
+    assert [count(value) for value in (32_800.0, -32_800.0)] == [1, 1]
+    assert all(count(value) for value in (70_000.0, -70_000.0, torch.inf, -torch.inf, torch.nan))
 
 
 @needs_bfloat16

@@ -39,7 +39,8 @@ static inline void begin(V (&c)[RY][RX][PARTS], const Tile& t, const Element* ot
 
 // Applies the activation, stores.
 template <int RY, int RX>
-static inline void finish(V (&c)[RY][RX][PARTS], const Tile& t, Element* out, int activation) {
+static inline void finish(V (&c)[RY][RX][PARTS], const Tile& t, Element* out, int activation,
+                          Overflow& overflow) {
   const V low = splat(activation == RELU || activation == RELU6 ? 0.f : -INFINITY);
   const V high = splat(activation == RELU6 ? 6.f : INFINITY);
   UNROLL
@@ -47,8 +48,11 @@ static inline void finish(V (&c)[RY][RX][PARTS], const Tile& t, Element* out, in
     UNROLL
     for (int x = 0; x < RX; ++x) {
       UNROLL
-      for (int k = 0; k < PARTS; ++k) c[y][x][k] = at_most(at_least(c[y][x][k], low), high);
-      put(out + y * t.out_row + x * t.out_column, c[y][x]);
+      for (int k = 0; k < PARTS; ++k) {
+        overflow.see(c[y][x][k]);  // of sums in 16 bits
+        c[y][x][k] = at_most(at_least(c[y][x][k], low), high);
+      }
+      put(out + y * t.out_row + x * t.out_column, c[y][x], overflow);
     }
   if (activation > RELU6)  // from memory: the sums would lose their registers to this loop
     for (int y = 0; y < RY; ++y)
@@ -91,7 +95,8 @@ static ALWAYS_INLINE void add(Sum (&c)[RY][RX][ACCUMULATORS], const Entry* e, co
 // that short, and conversions would take longer than their products.
 template <int RY, int RX>
 static ALWAYS_INLINE void short_row(const Entry* e, const Entry* end, const Tile& t, int64_t column,
-                                    const Element* other, Element* out, float bias, int activation) {
+                                    const Element* other, Element* out, float bias, int activation,
+                                    Overflow& overflow) {
   Sum c[RY][RX][ACCUMULATORS] = {};
   add(c, e, end, t, column);
   const Sum start = (Element)bias - Sum{}, zero = {}, six = (Element)6.f - zero;
@@ -101,8 +106,10 @@ static ALWAYS_INLINE void short_row(const Entry* e, const Entry* end, const Tile
     for (int x = 0; x < RX; ++x) {
       Sum v = c[y][x][0] + start;
       if (other) v += *reinterpret_cast<const Sum*>(other + y * t.other_row + x * t.out_column);
-      if (activation == RELU || activation == RELU6) v = v < zero ? zero : v;
-      if (activation == RELU6) v = v > six ? six : v;
+      overflow.see(v);
+      if (activation == RELU || activation == RELU6)  // a NaN stays
+        v = (Sum)_mm512_max_ph((__m512h)zero, (__m512h)v);
+      if (activation == RELU6) v = (Sum)_mm512_min_ph((__m512h)six, (__m512h)v);
       *reinterpret_cast<Sum*>(out + y * t.out_row + x * t.out_column) = v;
     }
 }
@@ -115,6 +122,7 @@ static void sparse_tile(const Op& op, const Tile& t, int block, int first, int l
   const int32_t* pointers = op.pointers + (int64_t)block * (op.n_rows + 1);
   const bool begins = block == 0, ends = block == op.blocks - 1;
   const int64_t column = STEP ? STEP * LANES : t.in_column;
+  Overflow overflow;
   for (int r = first; r < last; ++r) {
     const Entry *e = op.entries + pointers[r], *end = op.entries + pointers[r + 1];
     if (e == end && !begins && !ends) continue;
@@ -123,7 +131,7 @@ static void sparse_tile(const Op& op, const Tile& t, int block, int first, int l
 #if defined(SPARSE_FP16)
     if (begins && ends && end - e <= CHUNK && op.activation <= RELU6) {
       short_row<RY, RX>(e, end, t, column, t.other ? t.other + channel * t.other_plane : nullptr, out,
-                        op.bias ? op.bias[channel] : 0.f, op.activation);
+                        op.bias ? op.bias[channel] : 0.f, op.activation, overflow);
       continue;
     }
 #endif
@@ -150,14 +158,15 @@ static void sparse_tile(const Op& op, const Tile& t, int block, int first, int l
       }
     }
     if (ends) {
-      finish(c, t, out, op.activation);
+      finish(c, t, out, op.activation, overflow);
       continue;
     }
     UNROLL
     for (int y = 0; y < RY; ++y)
       UNROLL
-      for (int x = 0; x < RX; ++x) put(out + y * t.out_row + x * t.out_column, c[y][x]);
+      for (int x = 0; x < RX; ++x) put(out + y * t.out_row + x * t.out_column, c[y][x], overflow);
   }
+  overflow.count();
 }
 
 // Values of a dense matrix: rows share what they load. One tile row, RX positions, B channels.
@@ -193,6 +202,7 @@ static void dense_tile(const Op& op, const Tile& t, int block, int first, int la
   const int k0 = (int64_t)columns * block / op.blocks;
   const int k1 = (int64_t)columns * (block + 1) / op.blocks;
   const bool begins = block == 0, ends = block == op.blocks - 1;
+  Overflow overflow;
   for (int r = first; r < last; r += B) {
     const int rows = std::min(B, last - r);
     const Weights* w = op.weights + (int64_t)r * columns + (int64_t)k0 * B;
@@ -234,13 +244,15 @@ static void dense_tile(const Op& op, const Tile& t, int block, int first, int la
         UNROLL
         for (int k = 0; k < PARTS; ++k) one[0][x][k] = c[b][x][k];
       if (ends) {
-        finish(one, t, out + b * t.out_plane, op.activation);
+        finish(one, t, out + b * t.out_plane, op.activation, overflow);
         continue;
       }
       UNROLL
-      for (int x = 0; x < RX; ++x) put(out + b * t.out_plane + x * t.out_column, one[0][x]);
+      for (int x = 0; x < RX; ++x)
+        put(out + b * t.out_plane + x * t.out_column, one[0][x], overflow);
     }
   }
+  overflow.count();
 }
 
 #if !defined(SPARSE_BF16) && !defined(SPARSE_FP16)

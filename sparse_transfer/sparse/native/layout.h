@@ -48,6 +48,7 @@ typedef float Loose __attribute__((vector_size(64), aligned(4), may_alias));
 static void load_planes(const Op& op, const float* tensor, Element* out, int images, int c0, int c1) {
   const Planes& p = op.out;
   const int64_t* s = op.strides;
+  Overflow overflow;
   for (int c = c0; c < c1; ++c)
     for (int y = 0; y < p.height; ++y) {
       Element* row = out + position(p, c, y, 0) * LANES;
@@ -74,18 +75,24 @@ static void load_planes(const Op& op, const float* tensor, Element* out, int ima
                 std::memcpy(&v[l], source[first + l] + x, count * sizeof(float));
             }
             transpose(v);
-            for (int i = 0; i < std::min(16, p.width - x); ++i)
-              store(row + (x + i) * LANES + first, v[i]);
+            for (int i = 0; i < std::min(16, p.width - x); ++i) {
+              overflow.see(v[i]);
+              store(row + (x + i) * LANES + first, v[i], overflow);
+            }
           }
         continue;
       }
 #endif
       for (int l = 0; l < LANES; ++l) {
         int i = 0;
-        for (; i < width[l]; ++i) row[i * LANES + l] = element(source[l][i * s[3]]);
+        for (; i < width[l]; ++i) {
+          row[i * LANES + l] = element(source[l][i * s[3]]);
+          overflow.see(row[i * LANES + l]);
+        }
         for (; i < p.width; ++i) row[i * LANES + l] = 0;
       }
     }
+  overflow.count();
 }
 
 static void store_planes(const Op& op, const Element* in, float* tensor, int images, int c0, int c1) {

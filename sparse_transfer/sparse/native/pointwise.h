@@ -38,7 +38,9 @@ static inline V activate(V v, int kind) {
   }
 }
 
-// Sums and maxima over windows; the halo holds what counts outside the image.
+// Sums and maxima over windows; the halo holds what counts outside the image. Means and maxima of
+// what is finite are finite. In float16 a window of nothing but the halo, which lies outside the
+// image, becomes zero, lest its -inf look like an overflow in a layer that follows.
 template <bool IS_MAX>
 static void pool(const Op& op, const Element* in, Element* out, int c0, int c1) {
   const float share = 1.f / (op.kernel_y * op.kernel_x);
@@ -58,6 +60,9 @@ static void pool(const Op& op, const Element* in, Element* out, int c0, int c1) 
               else
                 sum += v;
             }
+#if defined(SPARSE_FP16)
+          if (IS_MAX) sum = sum == -INFINITY ? V{} : sum;
+#endif
           store(to + k * WIDTH, IS_MAX ? sum : sum * share);
         }
       }
@@ -89,6 +94,7 @@ static void mean(const Op& op, const Element* in, Element* out, int c0, int c1) 
 template <bool ADDS, bool CUTS>
 static void linear(const Op& op, const Element* in, const Element* other, Element* out, int c0, int c1) {
   const Planes& p = op.in;
+  Overflow overflow;
   const V zero = {};
   for (int y = 0; y < p.height; ++y)
     for (int c = c0; c < c1; ++c) {
@@ -99,9 +105,10 @@ static void linear(const Op& op, const Element* in, const Element* other, Elemen
       for (int i = 0; i < p.width * PARTS; ++i) {
         V v = load(from + i * WIDTH) * scale + bias;
         if (ADDS) v += load(second + i * WIDTH);
-        store(to + i * WIDTH, CUTS ? at_least(v, zero) : v);
+        store(to + i * WIDTH, CUTS ? at_least(v, zero) : v, overflow);
       }
     }
+  overflow.count();
 }
 
 static void pointwise(const Op& op, const Element* in, const Element* other, Element* out, int c0,
@@ -112,6 +119,7 @@ static void pointwise(const Op& op, const Element* in, const Element* other, Ele
       return (other ? linear<true, true> : linear<false, true>)(op, in, other, out, c0, c1);
     return (other ? linear<true, false> : linear<false, false>)(op, in, other, out, c0, c1);
   }
+  Overflow overflow;
   for (int c = c0; c < c1; ++c) {
     const V scale = splat(op.scale ? op.scale[c] : 1.f), bias = splat(op.bias ? op.bias[c] : 0.f);
     for (int y = 0; y < p.height; ++y) {
@@ -124,10 +132,11 @@ static void pointwise(const Op& op, const Element* in, const Element* other, Ele
         if (second && !op.gate) v += load(second + i * WIDTH);
         v = activate(v, op.activation);
         if (second && op.gate) v *= load(second + i % PARTS * WIDTH);
-        store(to + i * WIDTH, v);
+        store(to + i * WIDTH, v, overflow);
       }
     }
   }
+  overflow.count();
 }
 
 }  // namespace sparse

@@ -28,7 +28,7 @@ static inline Line line(const Element* p) { return *reinterpret_cast<const Line*
 static inline void get(const Element* p, V* sums) {  // a float's upper half is its bf16
   sums[0] = (V)interleaved<0>(Line{}, line(p)), sums[1] = (V)interleaved<1>(Line{}, line(p));
 }
-static inline void put(Element* p, const V* sums) {  // rounded to the nearest, ties to even
+static inline void put(Element* p, const V* sums, Overflow&) {  // to the nearest, ties to even
   typedef int64_t Groups __attribute__((vector_size(64)));
   const Groups both = (Groups)_mm512_cvtne2ps_pbh((__m512)sums[1], (__m512)sums[0]);
   *reinterpret_cast<Line*>(p) =
@@ -48,14 +48,16 @@ static inline void get(const Element* p, V* sums) {
   UNROLL
   for (int k = 0; k < PARTS; ++k) sums[k] = load(p + k * WIDTH);
 }
-static inline void put(Element* p, const V* sums) {
-  UNROLL
-  for (int k = 0; k < PARTS; ++k) store(p + k * WIDTH, sums[k]);
-}
 #if defined(SPARSE_FP16)
+static inline void put(Element* p, const V* sums, Overflow& overflow) {
+  const __m256i low = _mm512_cvtps_ph((__m512)sums[0], _MM_FROUND_TO_NEAREST_INT);
+  const __m256i high = _mm512_cvtps_ph((__m512)sums[1], _MM_FROUND_TO_NEAREST_INT);
+  const Half both = (Half)_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+  *reinterpret_cast<Half*>(p) = both;
+  overflow.see(both);
+}
 // Twice as many products in a cycle as in floats. Sums of 64 of them lose about as much again as
 // the rounding of what is multiplied; longer ones would lose more.
-typedef _Float16 Half __attribute__((vector_size(64), may_alias));
 typedef Half Factors, Sum;
 constexpr int ACCUMULATORS = 1, CHUNK = 64;
 
@@ -71,6 +73,10 @@ static inline void empty(const Sum* sums, V* floats) {
   floats[1] += (V)_mm512_cvtph_ps(_mm512_extracti64x4_epi64((__m512i)sums[0], 1));
 }
 #else
+static inline void put(Element* p, const V* sums, Overflow&) {
+  UNROLL
+  for (int k = 0; k < PARTS; ++k) store(p + k * WIDTH, sums[k]);
+}
 typedef V Factors, Sum;
 constexpr int ACCUMULATORS = PARTS, CHUNK = 0;
 

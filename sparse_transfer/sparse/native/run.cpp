@@ -223,6 +223,15 @@ EXPORT void sparse_facts(int32_t* facts) {
   for (const int32_t fact : all) *facts++ = fact;
 }
 
+// How often an operation met numbers beyond float16 since the library was loaded; never less.
+EXPORT int64_t sparse_overflows() {
+#if defined(SPARSE_FP16)
+  return overflows.load(std::memory_order_relaxed);
+#else
+  return 0;
+#endif
+}
+
 // The best instruction level of this CPU: 0 portable, 1 AVX2, 2 AVX-512, 3 with bf16, 4 and float16.
 EXPORT int32_t sparse_cpu_level() {
 #if defined(__x86_64__)

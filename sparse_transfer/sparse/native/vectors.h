@@ -1,5 +1,8 @@
 // Vectors of the compiler: one length per instruction level. A position is a cache line of 64 bytes.
 #pragma once
+#if defined(SPARSE_FP16)
+#include <atomic>
+#endif
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
@@ -92,8 +95,54 @@ static inline const Element* apart(const Element* p) {
   return p;
 }
 // A NaN in `v` stays (a comparison with NaN is false).
+#if defined(SPARSE_FP16)
+static inline V at_least(V v, V low) { return (V)_mm512_max_ps((__m512)low, (__m512)v); }
+static inline V at_most(V v, V high) { return (V)_mm512_min_ps((__m512)high, (__m512)v); }
+#else
 static inline V at_least(V v, V low) { return v < low ? low : v; }
 static inline V at_most(V v, V high) { return v > high ? high : v; }
+#endif
+
+// Notices numbers beyond float16, which an activation could hide; other types need no notice.
+#if defined(SPARSE_FP16)
+typedef _Float16 Half __attribute__((vector_size(64), may_alias));
+constexpr int NOT_FINITE = 0x99;  // of a class of numbers: NaNs and infinities
+static std::atomic<int64_t> overflows{0};  // runs of operations that met any; never less
+
+class Overflow {
+ public:
+  // Zero times what is finite is zero; NaN else, and it stays. Masks take twice as long.
+  void see(Half v) { halves += v * Half{}; }
+  void see(V v) { floats += v * V{}; }
+  void see(_Float16 e) { see(e - Half{}); }
+  void see_rounded(V v, __m256i to) {  // what only rounding made infinite
+    found |= _mm256_fpclass_ph_mask((__m256h)to, NOT_FINITE) &
+             ~_mm512_fpclass_ps_mask((__m512)v, NOT_FINITE);
+  }
+  void count() const {
+    if (found | _mm512_fpclass_ph_mask((__m512h)halves, NOT_FINITE) |
+        _mm512_fpclass_ps_mask((__m512)floats, NOT_FINITE))
+      overflows.fetch_add(1, std::memory_order_relaxed);
+  }
+
+ private:
+  Half halves = {};
+  V floats = {};
+  __mmask32 found = 0;
+};
+static inline void store(_Float16* p, V v, Overflow& overflow) {
+  const __m256i half = _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT);
+  *reinterpret_cast<__m256i*>(p) = half;
+  overflow.see_rounded(v, half);
+}
+#else
+struct Overflow {
+  void see(V) {}
+  void see(Element) {}
+  void count() const {}
+};
+static inline void store(Element* p, V v, Overflow&) { store(p, v); }
+#endif
 
 // A whole position as integers of the size of an element, to move lanes.
 typedef std::conditional<sizeof(Element) == 4, int32_t, int16_t>::type Index;
