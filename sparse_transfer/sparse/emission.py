@@ -21,9 +21,7 @@ ENTRIES = 14  # of a row of a group, on average
 
 def is_pointwise(axes: tuple[Axis, Axis]) -> bool:
     """Whether an output is made of one position of the inputs, the same."""
-    return all(
-        (axis.kernel, axis.stride, axis.before, axis.after) == (1, 1, 0, 0) for axis in axes
-    )
+    return all((axis.kernel, axis.stride, axis.before, axis.after) == (1, 1, 0, 0) for axis in axes)
 
 
 def convolve(
