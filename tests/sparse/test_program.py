@@ -304,7 +304,7 @@ def test_pointwise_convolutions_take_turns(level):
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("is_read_again", [False, True])
 def test_what_treats_pixels_by_themselves_takes_turns(level, is_read_again):
-    """After a 3 × 3 convolution, which looks ahead: nobody may overwrite what it has yet to read."""
+    """After a 3 × 3 convolution, which looks ahead: nobody overwrites what it has yet to read."""
     lib, axes = library.load(level), (Axis(20, 3, 1, 1, 1), Axis(8, 3, 1, 1, 1))
     layout = laid(6, (20, 8), Grid(1, 4, 4))
     around = layout.with_halo(Halo(1, 1, 1, 1))
