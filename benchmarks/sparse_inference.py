@@ -81,7 +81,7 @@ class Row:
     batch: int
     goals: Mapping[float, float | None]
     allocation: str = "uniform"
-    own: bool = False  # compared with our own dense path (PyTorch), not with the best of all
+    own: bool = False  # the backend `sparse` against `dense`, not against the best of all
     dtype: torch.dtype = torch.float32
 
 
@@ -211,7 +211,7 @@ def measure_cell(
     wanted = ["dense"] if row.own else engines + list(BF16 if is_lower else ())
     callables: dict[str, Any] = dict(dense_engines(model, example, wanted))
     dense = list(callables)
-    callables["sparse"] = compiled
+    callables["sparse"] = ours = _engine(model, example, "sparse") if row.own else compiled
     with torch.inference_mode():
         expected: Tensor = model(example)
     errors = {}
@@ -236,9 +236,9 @@ def measure_cell(
         "relative_error": errors["sparse"],
         "errors": errors,
         "compile_s": compile_s,
-        "engine": compiled.engine,
+        "engine": ours.note.partition(":")[0] if isinstance(ours, Prepared) else ours.engine,
         "precision": str(compiled.dtype).removeprefix("torch."),
-        "reason": compiled.reason,
+        "reason": ours.note if isinstance(ours, Prepared) else ours.reason,
     }
 
 

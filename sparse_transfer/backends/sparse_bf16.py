@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
+from sparse_transfer.backends import dense_bf16
+from sparse_transfer.backends.sparse import or_dense
 from sparse_transfer.errors import UserError
 from sparse_transfer.latency import BF16_TOLERANCE, Prepared
 from sparse_transfer.sparse import library
@@ -16,7 +19,7 @@ ALIAS = "sparse-bf16"
 
 @final
 class Backend:
-    """The engine in bfloat16, in float32, or PyTorch in bfloat16: what is fastest for the example.
+    """The engine in bfloat16 or in float32, or the backend `dense-bf16`: what is fastest here.
 
     Inputs and outputs are float32; the note says which it is.
     """
@@ -41,8 +44,6 @@ class Backend:
         from sparse_transfer.sparse.engine import compile
 
         compiled = compile(model, example, dtype=torch.bfloat16)
-        return Prepared(
-            compiled,
-            f"{compiled.engine} in {str(compiled.dtype).removeprefix('torch.')}: "
-            f"{compiled.reason}; {torch.get_num_threads()} threads",
-        )
+        kind, threads = str(compiled.dtype).removeprefix("torch."), torch.get_num_threads()
+        note = f"sparse in {kind}: {compiled.reason}; {threads} threads"
+        return or_dense(compiled, note, partial(dense_bf16.Backend().prepare, model), example)

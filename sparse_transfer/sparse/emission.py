@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from sparse_transfer.sparse import tiling
+from sparse_transfer.sparse.buffers import Buffer
 from sparse_transfer.sparse.layout import Axis, Grid, Halo, Layout
 from sparse_transfer.sparse.library import Library
 from sparse_transfer.sparse.packing import Packed, Pattern, in_type, pack_backward, pack_forward
-from sparse_transfer.sparse.program import Buffer, Program
+from sparse_transfer.sparse.program import Program
 
 CACHE = 48 * 1024  # bytes that a tile may read of a group of channels
 ENTRIES = 14  # of a row of a group, on average

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from sparse_transfer.errors import UserError
 from sparse_transfer.sparse import emission, library
+from sparse_transfer.sparse.buffers import Buffer
 from sparse_transfer.sparse.layout import Axis, Grid, Layout, forward_halo, grid_for
 from sparse_transfer.sparse.packing import Packed, Pattern
-from sparse_transfer.sparse.program import Buffer, Program
+from sparse_transfer.sparse.program import Program
 
 PLANS = 8  # sizes of images whose programs a layer keeps
 

@@ -8,6 +8,7 @@ from typing import final
 
 import numpy as np
 
+from sparse_transfer.sparse.buffers import Buffer
 from sparse_transfer.sparse.layout import (
     Axis,
     Grid,
@@ -19,7 +20,7 @@ from sparse_transfer.sparse.layout import (
     grid_for,
 )
 from sparse_transfer.sparse.lowering import Step
-from sparse_transfer.sparse.program import Buffer, Program
+from sparse_transfer.sparse.program import Program
 from sparse_transfer.sparse.tuning import Choice, Problem, Tuner, emit
 
 TOLERATED = 1.1  # cost of a layout that is there already over that of the best one

@@ -1,4 +1,4 @@
-"""A list of operations for the kernels: buffers, where they lie, and the run.
+"""A list of operations for the kernels, and the run.
 
 Operations are grouped in segments. Within a segment an item (as many images as fill the lanes)
 goes through all operations before the next one starts, in the arena of the thread that took it;
@@ -11,59 +11,21 @@ import ctypes
 import threading
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sparse_transfer.sparse import abi
+from sparse_transfer.sparse import abi, arena
 from sparse_transfer.sparse.abi import Activation, Kind
-from sparse_transfer.sparse.layout import LINE, Axis, Layout, halo_moves
+from sparse_transfer.sparse.buffers import Buffer, place
+from sparse_transfer.sparse.layout import Axis, halo_moves
 from sparse_transfer.sparse.library import Library
 from sparse_transfer.sparse.packing import Packed
 
-HUGE = 2**21  # bytes of a huge page
 _TILED = (Kind.SPARSE, Kind.DENSE, Kind.GRADIENT)
-
-
-@dataclass(eq=False)
-class Buffer:
-    """Planes that operations write and read; `layout` may gain a halo until the program is built.
-
-    Attributes:
-        layout: where its pixels lie.
-        is_shared: in the arena of the batch.
-        is_saved: in memory that the caller brings; the caller places it, too.
-        uses: numbers of the operations that touch it.
-        at: first float in its arena, once it is placed.
-        whole, first: the buffer of which these are some channels, and the first of them.
-    """
-
-    layout: Layout
-    is_shared: bool = False
-    is_saved: bool = False
-    uses: list[int] = field(default_factory=list)
-    at: int = 0
-    whole: Buffer | None = None
-    first: int = 0
-
-    def part(self, first: int, channels: int) -> Buffer:
-        """Some channels of the buffer, to be read or written by themselves."""
-        return Buffer(replace(self.layout, channels=channels), whole=self, first=first)
-
-    def planes(self) -> abi.Planes:
-        """For the kernels."""
-        if self.whole is not None:
-            planes = self.whole.planes()
-            planes.at += self.first * planes.size * LINE
-            planes.channels = self.layout.channels
-            return planes
-        lies_outside = self.is_shared or self.is_saved
-        planes = self.layout.planes(self.at, self.layout.floats if lies_outside else -1)
-        planes.is_saved = self.is_saved
-        return planes
 
 
 @dataclass(eq=False)
@@ -470,10 +432,10 @@ class Program:
             if operation.fields["kind"] in (Kind.LOAD, Kind.STORE):
                 raw.strides[:] = tensors[operation.fields["tensor"]].stride()
         pointers = (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
-        arena = _arena(self.library, own * threads + self._shared_floats)
-        shared = arena + own * threads * 4
+        memory = arena.address(self.library, own * threads + self._shared_floats)
+        shared = memory + own * threads * 4
         self.library.handle.sparse_run(
-            segments, len(segments), operations, pointers, batch, arena, own, shared,
+            segments, len(segments), operations, pointers, batch, memory, own, shared,
             None if saved is None else saved.data_ptr(), threads, int(is_fixed),
         )  # fmt: skip
 
@@ -521,7 +483,7 @@ class Program:
             if root in spans:
                 begin, end = min(begin, spans[root][0]), max(end, spans[root][1])
             spans[root] = (begin, end, buffer.layout.floats)
-        floats = _place(spans)
+        floats = place(spans)
         for buffer, root in roots.items():
             buffer.at = root.at
         return floats
@@ -571,7 +533,7 @@ class Program:
         assert self._built is not None
         begins = [first for first, _ in self._segments]
         shared = dict.fromkeys(b for b in self._buffers() if b.is_shared)
-        floats = _place(
+        floats = place(
             {
                 buffer: (
                     bisect_right(begins, buffer.uses[0]),  # items do not pass a segment together
@@ -610,60 +572,3 @@ def _window(tile: tuple[int, int], step: tuple[int, int], count: tuple[int, int]
         "count_y": count[0],
         "count_x": count[1],
     }
-
-
-def _place(spans: dict[Buffer, tuple[int, int, int]]) -> int:
-    """Give every buffer a place that nobody else uses at the time; returns the floats needed.
-
-    Args:
-        spans: first and last time of use, and floats.
-    """
-    placed: list[Buffer] = []
-    total = 0
-    for buffer, (begin, end, floats) in sorted(
-        spans.items(), key=lambda item: (item[1][0], -item[1][2])
-    ):
-        taken = sorted(
-            (other.at, other.at + spans[other][2])
-            for other in placed
-            if spans[other][0] <= end and begin <= spans[other][1]
-        )
-        at = 0
-        for low, high in taken:
-            if at + floats <= low:
-                break
-            at = max(at, high)
-        buffer.at = at
-        placed.append(buffer)
-        total = max(total, at + floats)
-    return -(-total // LINE**2) * LINE**2
-
-
-class _Arenas(threading.local):
-    """Working memory, one block for each Python thread, kept from call to call."""
-
-    memory: Tensor | None = None
-
-
-_ARENAS = _Arenas()
-
-
-def clear_arena() -> None:
-    """Fill this thread's working memory with zeros, before times are taken.
-
-    What other programs left there may be denormal numbers in another type, which are slow.
-    """
-    if _ARENAS.memory is not None:
-        with torch.inference_mode():  # where it may have been made
-            _ARENAS.memory.zero_()
-
-
-def _arena(library: Library, floats: int) -> int:
-    """The address of that much working memory, at the beginning of a huge page."""
-    bytes_ = floats * 4 + HUGE
-    if _ARENAS.memory is None or _ARENAS.memory.numel() < bytes_:
-        _ARENAS.memory = None  # the old one first
-        _ARENAS.memory = torch.zeros(bytes_ + HUGE, dtype=torch.uint8)
-        start = -(-_ARENAS.memory.data_ptr() // HUGE) * HUGE
-        library.handle.sparse_advise(start, bytes_ // HUGE * HUGE)
-    return -(-_ARENAS.memory.data_ptr() // HUGE) * HUGE

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparse_transfer.sparse.arena import HUGE
 from sparse_transfer.sparse.library import Library
-from sparse_transfer.sparse.program import HUGE
 
 
 @final

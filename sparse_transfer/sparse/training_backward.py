@@ -15,9 +15,10 @@ import numpy as np
 
 from sparse_transfer.sparse import emission
 from sparse_transfer.sparse.abi import Activation
+from sparse_transfer.sparse.buffers import Buffer
 from sparse_transfer.sparse.layout import Layout
 from sparse_transfer.sparse.packing import Packed
-from sparse_transfer.sparse.program import Buffer, Program
+from sparse_transfer.sparse.program import Program
 from sparse_transfer.sparse.training_forward import Builder
 from sparse_transfer.sparse.training_graph import Node, Norm
 from sparse_transfer.sparse.training_layout import Values

@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import final
 
+from sparse_transfer.sparse.buffers import Buffer
 from sparse_transfer.sparse.layout import Axis, Grid, Halo, Layout, cost, forward_halo, grid_for
-from sparse_transfer.sparse.program import Buffer
 from sparse_transfer.sparse.training_graph import Node, Shape
 
 TOLERATED = 1.1  # cost of the lanes of the size before over that of the best ones

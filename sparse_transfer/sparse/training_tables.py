@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparse_transfer.sparse.buffers import Buffer
 from sparse_transfer.sparse.library import Library
 from sparse_transfer.sparse.packing import Packed, Pattern
-from sparse_transfer.sparse.program import Buffer, Program
+from sparse_transfer.sparse.program import Program
 from sparse_transfer.sparse.training_graph import Node, Norm, kept_of
 from sparse_transfer.sparse.training_layout import Values
 

@@ -16,12 +16,13 @@ import numpy as np
 import torch
 
 from sparse_transfer import store
-from sparse_transfer.sparse import emission, tiling
+from sparse_transfer.sparse import arena, emission, tiling
 from sparse_transfer.sparse.abi import Activation
+from sparse_transfer.sparse.buffers import Buffer
 from sparse_transfer.sparse.layout import LANES, Axis, Layout, forward_halo, grid_for
 from sparse_transfer.sparse.library import Library, cpu_name
 from sparse_transfer.sparse.packing import Pattern, dense_in_type, in_type, pack_dense, pack_forward
-from sparse_transfer.sparse.program import Buffer, Program, clear_arena
+from sparse_transfer.sparse.program import Program
 
 CACHES = (24 * 1024, 48 * 1024, 2**30)  # bytes that the inputs of a tile may take
 TALL = 3  # tiles of the largest that are tried
@@ -173,7 +174,7 @@ class Tuner:
 
     def _measure(self, problem: Problem) -> Choice:
         if not self._is_new:
-            clear_arena()  # zeros stay zeros in all that is measured from here on
+            arena.clear()  # zeros stay zeros in all that is measured from here on
         timed = [(self._time(problem, choice), choice) for choice in self._candidates(problem)]
         dense = [seconds for seconds, choice in timed if choice.kind == "dense"]
         seconds, best = min(timed, key=lambda pair: pair[0])

@@ -16,10 +16,11 @@ from sparse_transfer.bfloat16 import InBfloat16
 from sparse_transfer.errors import UserError
 from sparse_transfer.sparse import abi, engine, library, tuning
 from sparse_transfer.sparse.abi import Activation
+from sparse_transfer.sparse.buffers import Buffer
 from sparse_transfer.sparse.layer import SparseConvolution, SparseLinear
 from sparse_transfer.sparse.layout import Axis, Grid, Layout, forward_halo, grid_for, grids
 from sparse_transfer.sparse.packing import ENTRY, PAIR, Pattern, pack_forward, pairs, rounded
-from sparse_transfer.sparse.program import Buffer, Program
+from sparse_transfer.sparse.program import Program
 from tests.sparse.test_engine import Awkward, lively, regions
 from tests.sparse.test_layer import cases, relative
 from tests.sparse.test_layer import sparse as with_zeros

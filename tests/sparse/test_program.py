@@ -14,10 +14,11 @@ from torch.nn import functional
 
 from sparse_transfer.sparse import library
 from sparse_transfer.sparse.abi import Activation
+from sparse_transfer.sparse.buffers import Buffer
 from sparse_transfer.sparse.layout import Axis, Grid, Halo, Layout, can_sample, cost, forward_halo
 from sparse_transfer.sparse.layout import grids as grids_of
 from sparse_transfer.sparse.packing import Pattern, pack_dense, pack_forward
-from sparse_transfer.sparse.program import Buffer, Program
+from sparse_transfer.sparse.program import Program
 
 pytestmark = pytest.mark.kernels
 LEVELS = [] if library.available() else library.levels()
@@ -320,7 +321,7 @@ def test_what_treats_pixels_by_themselves_takes_turns(level, is_read_again):
     kept = weight.numpy() != 0
     packed = pack_forward(Pattern.of(kept, 1), weight.numpy()[kept], axes, around, 2)
     program.sparse(
-        packed, source, first, tile=(2, 1), blocks=2, channels=np.arange(6, dtype=np.int32),
+        packed, source, first, tile=(1, 2), blocks=2, channels=np.arange(6, dtype=np.int32),
         step=(1, 1), count=(5, 2),
     )  # fmt: skip
     program.pointwise(first, target, activation=Activation.RELU)
