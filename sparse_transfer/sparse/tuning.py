@@ -26,7 +26,7 @@ from sparse_transfer.sparse.program import Program
 
 CACHES = (24 * 1024, 48 * 1024, 2**30)  # bytes that the inputs of a tile may take
 TALL = 3  # tiles of the largest that are tried
-TRIED = 2  # which candidates there are; counted up, what was chosen among others is forgotten
+TRIED = 3  # which candidates there are; counted up, what was chosen among others is forgotten
 REPEATS = 3
 DENSEST = 0.7  # above this density the sparse kernel is not tried
 
