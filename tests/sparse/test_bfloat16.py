@@ -389,19 +389,22 @@ def test_where_numbers_outgrow_float16_pytorch_is_called(level, _own_cache):
 @pytest.mark.parametrize("activation", [torch.nn.ReLU, torch.nn.ReLU6])
 @pytest.mark.parametrize("channels", [5, 200])  # sums in float16, or in part
 @pytest.mark.parametrize("is_dense", [False, True])
-def test_what_activations_hide_is_noticed(level, activation, channels, is_dense, _own_cache):
+def test_numbers_that_outgrow_float16_behind_an_activation_are_noticed(
+    level, activation, channels, is_dense, _own_cache
+):
     """Sums that pass -80000 on the way to 40000, or (ReLU6) the negatives of both."""
     first = torch.nn.Conv2d(channels, 4 if is_dense else 16, 1, bias=False)
-    net = torch.nn.Sequential(first, activation(), torch.nn.Conv2d(first.out_channels, 2, 1))
+    last = torch.nn.Conv2d(first.out_channels, 2, 1)
+    net = torch.nn.Sequential(first, activation(), last)
     with torch.no_grad():
         first.weight[:] = 0
         first.weight[: 4 if is_dense else 1, :] = 1e-6
         first.weight[0, :5, 0, 0] = torch.tensor([-1.0, -1, 1, 1, 1])
         if activation is torch.nn.ReLU6:
             first.weight.neg_()
-        net[2].weight[:] = 0
-        net[2].weight[:, 0] = 1e-3
-        net[2].bias[:] = 0.01
+        last.weight[:] = 0
+        last.weight[:, 0] = 1e-3
+        last.bias.fill_(0.01)
     images = torch.full((2, channels, 8, 8), 0.5)
     compiled = compiled_in(level, net, images)
     assert {row.choice.kind for row in compiled.rows[:1]} == {"dense" if is_dense else "sparse"}
