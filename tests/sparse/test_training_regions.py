@@ -458,12 +458,12 @@ def test_a_first_call_in_inference_mode_does_no_harm():
     sparse, kept = masked(model)
     images = torch.randn(4, 3, 16, 16)
     fused = fuse(sparse, images)
-    untouched = copy.deepcopy(fused), copy.deepcopy(model)
     with torch.inference_mode():
         fused(images)
         model(images)
-    agree(fused, fused, kept, model, images, tolerance=1e-3)
-    torch.testing.assert_close(untouched[0](images), untouched[1](images), rtol=1e-4, atol=1e-4)
+    fused(images)  # the same plan
+    model(images)
+    agree(sparse, fused, kept, model, images, tolerance=1e-3)
 
 
 class Positions(nn.Module):
@@ -488,11 +488,11 @@ def test_a_learned_map_is_added_in_pytorch(batch):
 def test_hooks_are_called(path):
     model = lively(
         nn.Sequential(
-            nn.Conv2d(3, 8, 3),
+            nn.Conv2d(3, 8, 3, 1, 1),
             nn.BatchNorm2d(8),
             nn.ReLU(),
             nn.MaxPool2d(2),
-            nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)),
+            nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1), nn.BatchNorm2d(8)),
             nn.Conv2d(8, 4, 1),
         )  # fmt: skip
     )
