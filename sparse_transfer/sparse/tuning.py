@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from sparse_transfer import store
-from sparse_transfer.sparse import arena, tiling
+from sparse_transfer.sparse import arena, emission, tiling
 from sparse_transfer.sparse.abi import Activation
 from sparse_transfer.sparse.buffers import Buffer
 from sparse_transfer.sparse.layout import LANES, Axis, Layout, forward_halo, grid_for
@@ -26,7 +26,7 @@ from sparse_transfer.sparse.program import Program
 
 CACHES = (24 * 1024, 48 * 1024, 2**30)  # bytes that the inputs of a tile may take
 TALL = 3  # tiles of the largest that are tried
-TRIED = 2  # which candidates there are; counted up, what was chosen among others is forgotten
+TRIED = 3  # which candidates there are; counted up, what was chosen among others is forgotten
 REPEATS = 3
 DENSEST = 0.7  # above this density the sparse kernel is not tried
 
@@ -226,14 +226,11 @@ def emit(
 ) -> None:
     """Append a convolution to a program, as it was chosen."""
     step = (problem.axes[0].stride, problem.axes[1].stride)
-    is_pointwise = all(
-        (axis.kernel, axis.stride, axis.before, axis.after) == (1, 1, 0, 0) for axis in problem.axes
-    )
     more = {
         "bias": bias,
         "residual": residual,
         "activation": problem.activation,
-        "is_pointwise": is_pointwise,
+        "is_pointwise": emission.is_pointwise(problem.axes),
     }
     if choice.kind == "dense":
         weights, offsets = pack_dense(
