@@ -275,7 +275,8 @@ def test_a_first_call_in_inference_mode_does_no_harm():
     first, second = (sparse.convert_for_training(model.train(), masks) for _ in range(2))
     with torch.inference_mode():
         first(images)
-    assert trained(first, None, 2)[0] == trained(second, None, 2)[0]
+    expected = trained(second, None, 2)[0]  # its lanes are laid out for other batches
+    assert trained(first, None, 2)[0] == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_hook_that_comes_later_is_called():
