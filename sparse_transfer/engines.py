@@ -37,8 +37,9 @@ class Choice:
     reason: str
 
     def facts(self) -> dict[str, JsonValue]:
-        """For a result: `name` and `reason`."""
-        return asdict(self)
+        """For a result: `name` and `reason`, and the instruction level of the sparse kernels."""
+        level = {"level": library.current().level} if self.name == "sparse" else {}
+        return {**asdict(self), **level}
 
 
 def chosen(
@@ -71,6 +72,7 @@ def chosen(
         return Choice("dense", "the model has no zeros that are held")
     if asked == "dense":
         return Choice("dense", "asked for")
+    trains = purpose == "training"
     reason = _obstacle(model, masks, device, purpose, precision, processes)
     if reason is not None and asked == "sparse":
         raise UserError(
@@ -81,10 +83,11 @@ def chosen(
     if reason is not None:
         return Choice("dense", reason)
     if asked == "sparse":
-        return Choice("sparse", "asked for")
+        without = training.without_regions(model, masks, image_size) if trains else None
+        return Choice("sparse", f"asked for; layer by layer: {without}" if without else "asked for")
     count = cost.macs(model, image_size, masks)
     left = count.ratio
-    if purpose == "training":
+    if trains:
         between = _between(model)
         if between is not None:
             return Choice("dense", f"regions of kernels end at every {between}")
@@ -97,6 +100,9 @@ def chosen(
         return Choice("dense", f"the model is small: {millions} an image")
     if left > MOST_MACS[purpose]:
         return Choice("dense", f"{share} of the products are left; the kernels pay up to {most}")
+    without = training.without_regions(model, masks, image_size) if trains else None
+    if without is not None:
+        return Choice("dense", f"layers would run one by one: {without}")
     return Choice("sparse", f"{share} of the products are left")
 
 

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sparse_transfer.errors import UserError
+from sparse_transfer.sparse import library
 from sparse_transfer.store import replacing
 
 FILE = "resume.safetensors"
@@ -45,6 +46,7 @@ def environment() -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
         "cpu": platform.processor() or platform.machine(),
+        "kernels": "none" if library.available() else library.best_level(),
     }
 
 
@@ -66,14 +68,17 @@ class ResumeFile:
         facts: Mapping[str, str] | None = None,
     ) -> None:
         self.path = folder / FILE
-        self._facts = dict(facts or {})
+        self._facts, self._environment = dict(facts or {}), environment()
         self.warnings: tuple[str, ...] = ()
         self._parts, self._optimizer = parts, optimizer
 
     def save(self, epoch: int, step: int) -> None:
         """Write the state after `epoch` epochs and `step` optimizer steps."""
         tensors = {name: value.detach().contiguous().clone() for name, value in self._tensors()}
-        metadata = {"position": json.dumps([epoch, step]), "environment": json.dumps(environment())}
+        metadata = {
+            "position": json.dumps([epoch, step]),
+            "environment": json.dumps(self._environment),
+        }
         metadata["facts"] = json.dumps(self._facts)
         with replacing(self.path) as temporary:
             save_file(tensors, temporary, metadata)
@@ -99,8 +104,8 @@ class ResumeFile:
         saved = json.loads(metadata["environment"])
         self.warnings = tuple(
             f"resumed under {key} {now}, began under {saved[key]}: may differ in rounding"
-            for key, now in environment().items()
-            if saved[key] != now
+            for key, now in self._environment.items()
+            if saved.get(key, now) != now  # kernels were not noted once
         )
         for name, part in self._parts.items():
             part.load_state_dict(_under(tensors, f"{name}."))
@@ -139,6 +144,15 @@ def facts_of(folder: Path) -> dict[str, str] | None:
             return json.loads((file.metadata() or {}).get("facts", "{}"))
     except (SafetensorError, ValueError) as error:
         raise _unusable(path, error) from error
+
+
+def without_engine(folder: Path, error: UserError) -> UserError:
+    """What to say where a run began with the sparse engine, which cannot be used now."""
+    return UserError(
+        "The run cannot be resumed: it began with the sparse engine.",
+        error.why,
+        f"Resume it where it began, or delete {folder / FILE} to start afresh.",
+    )
 
 
 def _unusable(path: Path, error: Exception) -> UserError:

@@ -121,3 +121,30 @@ def test_a_model_without_zeros_is_dense_whatever_is_asked(network, asked):
         found = choose(asked, network, masks)
         assert found == engines.Choice("dense", "the model has no zeros that are held")
         assert found.facts() == {"name": "dense", "reason": found.reason}
+
+
+class Iterating(nn.Module):
+    """Cannot be traced."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack(list(x))
+
+
+@needs_kernels
+def test_auto_trains_densely_where_layers_would_run_one_by_one():
+    model = timm.create_model("resnet10t", num_classes=10)
+    model.act1 = Iterating()
+    masks = masks_of(model, 0.1)
+    found = choose("auto", model, masks)
+    assert found.name == "dense"
+    assert "one by one" in found.reason and "cannot trace" in found.reason
+    asked = choose("sparse", model, masks)
+    assert asked.name == "sparse"
+    assert "cannot trace" in asked.reason
+
+
+@needs_kernels
+def test_the_facts_of_the_sparse_engine_name_the_instruction_level(monkeypatch):
+    monkeypatch.setenv(library.CHOICE, "portable")
+    facts = engines.Choice("sparse", "asked for").facts()
+    assert facts == {"name": "sparse", "reason": "asked for", "level": "portable"}

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from sparse_transfer import resume
 from sparse_transfer.errors import UserError
-from sparse_transfer.resume import FILE, Position, ResumeFile, facts_of
+from sparse_transfer.resume import FILE, Position, ResumeFile, environment, facts_of
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, 1e-3, 0.9, nesterov=True),
@@ -101,3 +102,27 @@ def test_a_file_that_is_not_of_this_run_is_refused_with_its_name(tmp_path: Path,
     with pytest.raises(UserError, match="resume.safetensors") as caught:
         file.load()
     assert "afresh" in caught.value.hint
+
+
+def test_another_environment_is_warned_of(tmp_path: Path, monkeypatch):
+    model, optimizer = training()
+    began = environment()
+    monkeypatch.setattr(resume, "environment", lambda: {**began, "kernels": "portable"})
+    ResumeFile(tmp_path, {"model": model}, optimizer).save(1, 2)
+    monkeypatch.setattr(resume, "environment", lambda: {**began, "kernels": "avx2"})
+    file = ResumeFile(tmp_path, {"model": model}, optimizer)
+    assert file.load() == Position(1, 2)
+    [warning] = file.warnings
+    assert "kernels avx2" in warning and "portable" in warning
+
+
+def test_a_file_from_before_kernels_were_noted_is_usable(tmp_path: Path, monkeypatch):
+    model, optimizer = training()
+    old = {name: value for name, value in environment().items() if name != "kernels"}
+    monkeypatch.setattr(resume, "environment", lambda: old)
+    ResumeFile(tmp_path, {"model": model}, optimizer).save(1, 2)
+    monkeypatch.undo()
+    assert environment().keys() - old.keys() == {"kernels"}
+    file = ResumeFile(tmp_path, {"model": model}, optimizer)
+    assert file.load() == Position(1, 2)
+    assert file.warnings == ()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from sparse_transfer.errors import UserError
+from sparse_transfer.fusion import has_hooks
 from sparse_transfer.sparse.layer import SparseConvolution, check
 
 
@@ -200,12 +201,9 @@ def obstacle(conv: nn.Module) -> str | None:
             f"Its weight is {conv.weight.dtype} on {conv.weight.device}; "
             "the kernels compute in float32 on the CPU."
         )
-    if any(getattr(conv, name) for name in _HOOKS):
+    if has_hooks(conv):
         return "It has hooks, which would be lost."
     return None
-
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def _padding(conv: nn.Conv2d) -> tuple[int, int] | None:

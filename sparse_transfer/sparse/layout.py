@@ -32,6 +32,7 @@ from sparse_transfer.sparse import abi
 
 LINE = 16  # floats of a position: a cache line, whatever it holds
 LANES = 16  # elements of a position in float32
+TOLERATED = 1.1  # cost of a layout that is there already over that of the best one
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 
 from sparse_transfer.sparse.buffers import Buffer
 from sparse_transfer.sparse.layout import (
+    TOLERATED,
     Axis,
     Grid,
     Halo,
@@ -22,8 +23,6 @@ from sparse_transfer.sparse.layout import (
 from sparse_transfer.sparse.lowering import Step
 from sparse_transfer.sparse.program import Program
 from sparse_transfer.sparse.tuning import Choice, Problem, Tuner, emit
-
-TOLERATED = 1.1  # cost of a layout that is there already over that of the best one
 
 
 @dataclass(eq=False)

@@ -322,7 +322,7 @@ class Program:
     def norm(
         self, source: Buffer, state: Tensor, sums: Tensor, epsilon: float, *, backward: bool
     ) -> None:
-        """Once: what sums make of the state of a batch norm (see training_plan.py); clears them."""
+        """Once: what sums make of a norm's state (see training_tables.py); clears them."""
         self.add(
             Kind.FINISH_NORM_GRADIENT if backward else Kind.NORM,
             buffers={"input": source},

@@ -25,7 +25,8 @@ class SavedMemory:
     def __init__(self, library: Library) -> None:
         self._library = library
         self._free: np.ndarray | None = None
-        self._lock = threading.Lock()
+        # a collection of garbage within `take` may give another block back, in the same thread
+        self._lock = threading.RLock()
 
     def take(self, floats: int) -> Tensor:
         """(at least `floats`,) float32, not initialised; comes back when nothing refers to it."""

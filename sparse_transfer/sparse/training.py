@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sparse_transfer.errors import UserError
+from sparse_transfer.fusion import has_hooks
 from sparse_transfer.sparse import drop_in, library, training_regions
 from sparse_transfer.sparse.drop_in import SparseConv2d
 
@@ -40,13 +41,15 @@ class TrainingModel(nn.Module):
         network: the network with `SparseConv2d` in the place of convolutions. Another layer with
             zeros keeps its type and makes its weight of its non-zeros at every call.
         masks: what is held, by the names of the plain network's parameters.
+        note: why layers are computed one by one, or None where there are regions or no batch yet.
     """
 
     def __init__(self, network: nn.Module, masks: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.network, self.masks = network, dict(masks)
         self.training = network.training
-        self._regions: dict[torch.Size, nn.Module] = {}  # by size of image; no submodules
+        self.note: str | None = None
+        self._regions: dict[tuple[Any, ...], nn.Module] = {}  # by image and hooks; no submodules
 
     def forward(self, images: Tensor) -> Any:
         """The network's output for (n, channels, height, width) float32 images.
@@ -61,12 +64,14 @@ class TrainingModel(nn.Module):
 
     def prepare(self, example: Tensor) -> nn.Module:
         """The network in regions laid out for such images, made once for a size of image."""
-        size = example.shape[1:]
+        hooked = tuple(name for name, m in self.network.named_modules() if has_hooks(m))
+        size = (example.shape[1:], hooked)
         if size not in self._regions:
             if len(self._regions) >= SIZES:
                 self._regions.pop(next(iter(self._regions)))
-            with _training(self.network):  # what layers do in training is written into the trace
-                self._regions[size] = training_regions.fuse(self.network, example)
+            # what layers do in training is written into the trace
+            with _training(self.network), torch.inference_mode(False):
+                self._regions[size], self.note = training_regions.fuse(self.network, example)
         return self._regions[size]
 
     def to_dense(self) -> nn.Module:
@@ -161,6 +166,17 @@ def obstacle(model: nn.Module, masks: Mapping[str, Tensor]) -> str | None:
     if parametrized:
         return f"{parametrized[0]} has a parametrization; remove it first."
     return None
+
+
+def without_regions(model: nn.Module, masks: Mapping[str, Tensor], image_size: int) -> str | None:
+    """Why layers of a network with these masks would be computed one by one, or None."""
+    trained = copy.deepcopy(model).train()
+    with torch.no_grad():
+        for name, parameter in trained.named_parameters():
+            if name in masks:
+                parameter.mul_(masks[name])
+    example = torch.zeros(1, getattr(model, "in_chans", 3), image_size, image_size)
+    return convert_for_training(trained, masks, example).note
 
 
 class _NonZeros(nn.Module):

@@ -20,6 +20,7 @@ from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from sparse_transfer.fusion import has_hooks, is_in_place
 from sparse_transfer.sparse.abi import Activation
 from sparse_transfer.sparse.drop_in import SparseConv2d, obstacle
 from sparse_transfer.sparse.layout import Axis
@@ -155,26 +156,42 @@ def kept_of(layer: Convolution) -> Tensor:
 def nodes_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> list[Node]:
     """What a traced node does, alone; nothing where a region cannot do it.
 
-    The last of them has its name. Shapes must be in `meta["shape"]`.
+    The last of them has its name. Shapes must be in `meta["shape"]`. What is done in place is a
+    new value in a region: nobody else may see what was written over.
     """
+    if is_in_place(node) and not _is_alone(node.args[0], modules):
+        return []
     shape = shape_of(node)
     sources = [n for n in node.args if isinstance(n, fx.Node)]
     if shape is None or any(shape_of(n) is None for n in node.all_input_nodes):
         return []
     if node.op == "call_module":
         size = shape_of(sources[0]) if len(node.args) == 1 and not node.kwargs and sources else None
-        if size is None:
+        if size is None or has_hooks(modules[str(node.target)]):
             return []
         return _of_module(node.name, modules[str(node.target)], sources[0].name, size, shape)
     if node.op not in ("call_function", "call_method"):
         return []
     if node.target in ACTIVATIONS and len(sources) == 1 == len(node.args):
+        if node.kwargs.keys() - {"inplace"}:
+            return []
         return [_activate(node.name, shape, sources[0].name, activation=ACTIVATIONS[node.target])]
     is_sum = node.target in (operator.add, operator.iadd, torch.add) and not node.kwargs
     is_sum = is_sum and len(sources) == 2 == len(node.args)
     if is_sum and all(shape_of(n) == shape for n in sources):
         return [_activate(node.name, shape, sources[0].name, other=sources[1].name)]
     return []
+
+
+def _is_alone(value: Any, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a value has one reader and memory of its own, which a view has not."""
+    if not isinstance(value, fx.Node) or len(value.users) != 1:
+        return False
+    if value.op == "call_module":
+        module = modules[str(value.target)]
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.Linear) and not has_hooks(module):
+            return True
+    return bool(nodes_of(value, modules))
 
 
 def shape_of(node: fx.Node) -> Shape | None:

@@ -12,10 +12,18 @@ from collections.abc import Sequence
 from typing import final
 
 from sparse_transfer.sparse.buffers import Buffer
-from sparse_transfer.sparse.layout import Axis, Grid, Halo, Layout, cost, forward_halo, grid_for
+from sparse_transfer.sparse.layout import (
+    TOLERATED,
+    Axis,
+    Grid,
+    Halo,
+    Layout,
+    cost,
+    forward_halo,
+    grid_for,
+)
 from sparse_transfer.sparse.training_graph import Node, Shape
 
-TOLERATED = 1.1  # cost of the lanes of the size before over that of the best ones
 ALIGNED = 16  # floats between places in saved memory
 
 

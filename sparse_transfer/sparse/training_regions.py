@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
 from sparse_transfer.errors import UserError
-from sparse_transfer.fusion import trace
+from sparse_transfer.fusion import has_hooks, trace
 from sparse_transfer.sparse import library
 from sparse_transfer.sparse.drop_in import SparseConv2d
 from sparse_transfer.sparse.layer import check
@@ -89,7 +89,8 @@ class Region(nn.Module):
             wanted = [n for n in names if n in wanted or (plan is not None and n in plan.wanted)]
             kernels = library.current()
             values = Values(self._nodes, self._outputs, self._layouts)
-            self._plan = plan = TrainingPlan(kernels, values, wanted, threads)
+            with torch.inference_mode(False):  # tables of that mode could not be written later
+                self._plan = plan = TrainingPlan(kernels, values, wanted, threads)
             self._memory = self._memory or SavedMemory(kernels)
         assert self._memory is not None
         return plan, self._memory
@@ -144,23 +145,26 @@ class _Run(torch.autograd.Function):
         return (None, None, None, None, *(inputs.get(n) for n in ctx.names), *found, *affine)
 
 
-def fuse(module: nn.Module, example: Tensor) -> nn.Module:
+def fuse(module: nn.Module, example: Tensor) -> tuple[nn.Module, str | None]:
     """A network with regions in the place of layers; its parameters and buffers are the module's.
 
     Names in the state dict do not change. Where no region can be made, or torch.fx cannot trace the
-    module, the module itself is returned.
+    module, the module itself is returned, and why.
 
     Args:
         module: with `SparseConv2d` in the place of convolutions.
         example: (n, channels, height, width) float32 images as they will come. Any number can be
             run, but layouts are chosen for this one; the size of the image must stay.
     """
+    if has_hooks(module):
+        return module, "the network itself has hooks"
     try:
-        graph = trace(module, (SparseConv2d,))
-    except Exception:  # tracing runs the model's own code on symbols: anything may happen
-        return module
+        graph = trace(module, (SparseConv2d,), exact=True)
+    except Exception as error:  # tracing runs the model's own code on symbols: anything may happen
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        return module, f"torch.fx cannot trace the network ({reason})"
+    _remove_identities(graph)
     _propagate(module, graph, example[:1])
-    graph.graph.eliminate_dead_code()
     modules = dict(graph.named_modules())
     uses = Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
     known: dict[fx.Node, list[Node]] = {}
@@ -173,7 +177,20 @@ def fuse(module: nn.Module, example: Tensor) -> nn.Module:
         if not all(layouts.fits(part) for part in made):
             known[node] = []
     runs = _runs(graph, known)
-    return _with_regions(module, graph, runs, known, layouts) if runs else module
+    if not runs:
+        return module, "no sparse convolution can be in a region"
+    return _with_regions(module, graph, runs, known, layouts), None
+
+
+def _remove_identities(graph: fx.GraphModule) -> None:
+    """Two names of one value would be two values in a region, also where one is written over."""
+    for node in graph.graph.nodes:
+        if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
+            continue
+        module = graph.get_submodule(str(node.target))
+        if type(module) is nn.Identity and not has_hooks(module):
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
 
 
 def _runs(graph: fx.GraphModule, known: dict[fx.Node, list[Node]]) -> list[list[fx.Node]]:
@@ -249,18 +266,23 @@ def _image(node: fx.Node) -> Shape:
 
 
 def _propagate(module: nn.Module, graph: fx.GraphModule, images: Tensor) -> None:
-    """Note the shape of every value that is a float32 tensor; nothing in the module changes."""
+    """Note the shape of every float32 tensor that has a row for every image.
+
+    Two images show what has one row for all, as a learned map has. Nothing in the module changes.
+    """
     modes = [(part, part.training) for part in module.modules()]
     module.eval()  # running statistics stay
     try:
         with torch.no_grad():
-            _Shapes(graph).propagate(images)
+            _Shapes(graph).propagate(torch.cat([images, images]))
     finally:
         for part, training in modes:
             part.training = training
     for node in graph.graph.nodes:
         found = node.meta.get("tensor_meta")
-        if isinstance(found, TensorMetadata) and found.dtype == torch.float32:
+        if not isinstance(found, TensorMetadata) or found.dtype != torch.float32:
+            continue
+        if node.op != "get_attr" and found.shape[:1] == (2 * len(images),):
             node.meta["shape"] = tuple(found.shape)
 
 

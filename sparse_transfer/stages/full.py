@@ -195,16 +195,13 @@ def _engine(
     if "engine" not in began:  # saved before there was a choice
         return engines.Choice("dense", "the run began with it")
     assert out is not None
-    choice = engines.Choice(**json.loads(began["engine"]))
+    facts = json.loads(began["engine"])
+    choice = engines.Choice(facts["name"], facts["reason"])
     if choice.name == "sparse":
         try:
             engines.chosen("sparse", model, masks, device, "training", **rule)
         except UserError as error:
-            raise UserError(
-                "The run cannot be resumed: it began with the sparse engine.",
-                error.why,
-                f"Resume it where it began, or delete {out / resume.FILE} to start afresh.",
-            ) from error
+            raise resume.without_engine(out, error) from error
     return choice
 
 

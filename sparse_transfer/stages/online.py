@@ -30,6 +30,7 @@ from sparse_transfer import (
     plan,
     resume,
 )
+from sparse_transfer.errors import UserError
 from sparse_transfer.pruning.driver import FixedMask
 from sparse_transfer.seeds import derive
 from sparse_transfer.stages.context import Context
@@ -106,16 +107,21 @@ def _engine(
     asked, began = spec.profile.engine, resume.facts_of(out)
     if began is not None:
         asked = json.loads(began["engine"])["name"] if "engine" in began else "dense"
-    return inference.engine(
-        asked,
-        opened.model,
-        opened.masks,
-        "maps",
-        image_size=spec.preprocess.image_size,
-        batch_size=spec.profile.batch_size,
-        accelerator=context.accelerator,
-        precision=spec.profile.precision,
-    )
+    try:
+        return inference.engine(
+            asked,
+            opened.model,
+            opened.masks,
+            "maps",
+            image_size=spec.preprocess.image_size,
+            batch_size=spec.profile.batch_size,
+            accelerator=context.accelerator,
+            precision=spec.profile.precision,
+        )
+    except UserError as error:
+        if began is None:
+            raise
+        raise resume.without_engine(out, error) from error
 
 
 def run(run: plan.Run, parents: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:

@@ -267,3 +267,44 @@ def test_what_does_not_fit_is_refused_with_what_is_wrong(monkeypatch):
     refused("parametrization", model=again, masks={})
     monkeypatch.setattr(library, "available", lambda: "no kernels")
     refused("no kernels")
+
+
+def test_a_first_call_in_inference_mode_does_no_harm():
+    model, masks = pruned()
+    images = torch.randn(4, 3, 32, 32)
+    first, second = (sparse.convert_for_training(model.train(), masks) for _ in range(2))
+    with torch.inference_mode():
+        first(images)
+    expected = trained(second, None, 2)[0]  # its lanes are laid out for other batches
+    assert trained(first, None, 2)[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_hook_that_comes_later_is_called():
+    model, masks = pruned()
+    images = torch.randn(2, 3, 32, 32)
+    converted = sparse.convert_for_training(model.train(), masks, images)
+    converted(images)
+    seen = []
+    handle = converted.network.get_submodule("layer1").register_forward_hook(
+        lambda module, inputs, output: seen.append(output.shape)
+    )
+    converted.prepare(images)
+    seen.clear()  # the shapes of a network are found by running it
+    converted(images)
+    assert len(seen) == 1
+    handle.remove()
+    converted(images)
+    assert len(seen) == 1
+
+
+def test_a_network_without_regions_says_why():
+    class Iterating(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack(list(x))
+
+    model, masks = pruned()
+    images = torch.randn(2, 3, 32, 32)
+    assert sparse.convert_for_training(model, masks, images).note is None
+    model.act1 = Iterating()
+    note = sparse.convert_for_training(model, masks, images).note
+    assert note is not None and "cannot trace" in note

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 
 from sparse_transfer import models  # noqa: F401 - registers the small variants
 from sparse_transfer.errors import UserError
-from sparse_transfer.sparse import library
+from sparse_transfer.sparse import library, training_regions
 from sparse_transfer.sparse.drop_in import SparseConv2d
-from sparse_transfer.sparse.training_regions import Region, fuse
+from sparse_transfer.sparse.saved_memory import SavedMemory
+from sparse_transfer.sparse.training_regions import Region
 
 pytestmark = pytest.mark.kernels
 LEVELS = [] if library.available() else library.levels()
@@ -26,6 +28,10 @@ def _seeded() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+def fuse(module: nn.Module, images: Tensor) -> nn.Module:
+    return training_regions.fuse(module, images)[0]
 
 
 class Block(nn.Module):
@@ -393,3 +399,153 @@ def test_one_value_per_channel_has_no_variance():
     with pytest.raises(UserError, match="no variance"):
         fused(images)
     fused.eval()(images)
+
+
+class InPlace(nn.Module):
+    """What is written over is read again: by its own name, by another, or before."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.second = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(2))
+        self.act, self.same, self.how = nn.ReLU(inplace=True), nn.Identity(), how
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.norms[0](self.first(images))
+        y = x
+        if self.how == "module":
+            y = self.act(x)
+        elif self.how == "unread":
+            self.act(x)
+        elif self.how == "function":
+            y = nn.functional.relu(x, inplace=True)
+        elif self.how == "method":
+            y = x.relu_()
+        elif self.how == "alias":
+            y = self.same(x).relu_()
+        elif self.how == "view":
+            x[:, 2:].relu_()
+        elif self.how == "unknown":
+            nn.functional.silu(x, inplace=True)
+        else:
+            y += torch.tanh(x)
+        return self.norms[1](self.second(y)) + x
+
+
+@pytest.mark.parametrize(
+    "how", ["module", "unread", "function", "method", "alias", "view", "unknown", "sum"]
+)
+def test_what_is_written_over_in_place_is_seen_by_its_other_readers(how):
+    model = lively(InPlace(how))
+    sparse, kept = masked(model)
+    images = torch.randn(4, 3, 12, 12)
+    fused = fuse(sparse, images)
+    assert any(isinstance(m, Region) for m in fused.modules())
+    agree(sparse, fused, kept, model, images, tolerance=1e-3)
+
+
+def test_a_resnet_that_works_in_place_is_one_region():
+    sparse, _ = masked(timm.create_model("resnet18", num_classes=3).train())
+    assert sparse.act1.inplace
+    fused = fuse(sparse, torch.randn(2, 3, 64, 64))
+    [region] = [m for m in fused.modules() if isinstance(m, Region)]
+    assert sum(node.layer is not None for node in region.nodes) == 20
+
+
+def test_a_first_call_in_inference_mode_does_no_harm():
+    model = lively(network("basic", nn.ReLU))
+    sparse, kept = masked(model)
+    images = torch.randn(4, 3, 16, 16)
+    fused = fuse(sparse, images)
+    with torch.inference_mode():
+        fused(images)
+        model(images)
+    fused(images)  # the same plan
+    model(images)
+    agree(sparse, fused, kept, model, images, tolerance=1e-3)
+
+
+class Positions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = network("chain", nn.SiLU)
+        self.places = nn.Parameter(torch.randn(1, 3, 8, 8))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.body(images + self.places)
+
+
+@pytest.mark.parametrize("batch", [3, 1])
+def test_a_learned_map_is_added_in_pytorch(batch):
+    model = lively(Positions())
+    sparse, kept = masked(model)
+    images = torch.randn(batch, 3, 8, 8)
+    agree(sparse, fuse(sparse, images), kept, model, images)
+
+
+@pytest.mark.parametrize("path", ["1", "2", "3", "4"])
+def test_hooks_are_called(path):
+    model = lively(
+        nn.Sequential(
+            nn.Conv2d(3, 8, 3, 1, 1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1), nn.BatchNorm2d(8)),
+            nn.Conv2d(8, 4, 1),
+        )  # fmt: skip
+    )
+    sparse, _ = masked(model)
+    layer, images, seen = sparse.get_submodule(path), torch.randn(2, 3, 12, 12), []
+    layer.register_forward_pre_hook(lambda m, inputs: (inputs[0] + 1,))
+    layer.register_forward_hook(lambda m, inputs, output: 2 * output)
+    layer.register_full_backward_hook(lambda m, into, out: seen.append(1))
+    fused = fuse(sparse, images)
+    assert any(isinstance(m, Region) for m in fused.modules())
+    found = fused(images)
+    torch.testing.assert_close(found, copy.deepcopy(sparse)(images), rtol=1e-4, atol=1e-4)
+    found.sum().backward()
+    assert seen == [1]
+
+
+def test_why_there_is_no_region():
+    class Iterating(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack(list(x))
+
+    images = torch.randn(2, 3, 8, 8)
+    conv = SparseConv2d.from_dense(nn.Conv2d(3, 4, 3, padding=1), torch.rand(4, 3, 3, 3) < 0.2)
+    for module, reason in (
+        (nn.Sequential(conv, Iterating()), "cannot trace"),
+        (nn.Sequential(nn.Conv2d(3, 4, 3)), "no sparse convolution"),
+    ):
+        same, found = training_regions.fuse(module, images)
+        assert same is module
+        assert found is not None and reason in found
+    assert training_regions.fuse(nn.Sequential(conv, nn.ReLU()), images)[1] is None
+
+
+def test_statistics_of_a_diverged_batch_are_no_numbers():
+    sparse, _ = masked(lively(network("chain", nn.ReLU)))
+    images = torch.randn(2, 3, 8, 8)
+    images[0] = torch.nan
+    fuse(sparse, images)(images)
+    sparse_norm = sparse.get_submodule("1")
+    assert isinstance(sparse_norm, nn.BatchNorm2d)
+    assert sparse_norm.running_var.isnan().all()
+
+
+def test_memory_may_come_back_while_memory_is_taken():
+    """A collection of garbage may happen anywhere, also where the lock is held."""
+    memory = SavedMemory(library.current())
+
+    def take() -> None:
+        with memory._lock:
+            memory.take(16)  # comes back at once
+
+    thread = threading.Thread(target=take, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert memory._free is not None

@@ -22,7 +22,7 @@ from sparse_transfer import (
     predictions,
 )
 from sparse_transfer.devices import accelerator
-from sparse_transfer.errors import StopRequested
+from sparse_transfer.errors import StopRequested, UserError
 from sparse_transfer.seeds import derive
 from sparse_transfer.sparse import library
 from sparse_transfer.stages import online
@@ -193,6 +193,12 @@ def test_a_resumed_run_goes_on_with_the_engine_it_began_with(thin, tmp_path, cac
         carry_out(sparse, thin, stopped, cache)
     monkeypatch.undo()
     inference._COMPILED.clear()
+    with monkeypatch.context() as without:
+        without.setattr(library, "available", lambda: "the sparse kernels were not compiled")
+        with pytest.raises(UserError, match="began with the sparse engine") as error:
+            carry_out(spec(), thin, stopped, cache)
+        assert "not compiled" in str(error.value)
+        assert "delete" in str(error.value)
     # the rule would take PyTorch for so small a network
     result = carry_out(spec(), thin, stopped, cache)
     assert result["rows"][0]["engine"] == "sparse"

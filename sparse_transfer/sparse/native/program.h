@@ -1,4 +1,4 @@
-// What Python hands over: a program of operations on buffers of planes. The mirror is program.py.
+// What Python hands over: a program of operations on buffers of planes. The mirror is abi.py.
 #pragma once
 #include <cstdint>
 

@@ -7,7 +7,7 @@
 
 namespace sparse {
 
-// Rows of a norm's state, each with a float per channel; the mirror is training_plan.py.
+// Rows of a norm's state, each with a float per channel; the mirror is training_tables.py.
 enum State { GAMMA, BETA, AVERAGE, VARIANCE, INVERSE, SCALE, SHIFT, SLOPE, CURVE, OFFSET, D_GAMMA, D_BETA };
 
 constexpr int TOGETHER = 16;  // channels whose rows are read one after the other, as they lie
@@ -169,7 +169,8 @@ static void norm(const Op& op, int64_t images, int c0, int c1) {
     if (!op.is_frozen) {
       const double average = found[0] / count;
       state[AVERAGE * n + c] = average;
-      state[VARIANCE * n + c] = std::max(0.0, found[1] / count - average * average);
+      const double variance = found[1] / count - average * average;
+      state[VARIANCE * n + c] = variance < 0 ? 0 : variance;  // a NaN stays one
     }
     const double inverse = 1 / std::sqrt((double)state[VARIANCE * n + c] + op.epsilon);
     state[INVERSE * n + c] = inverse;
