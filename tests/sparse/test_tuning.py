@@ -34,8 +34,10 @@ def test_measurements_are_those_of_the_compiled_files(monkeypatch, tmp_path: Pat
 
 def test_two_processes_keep_what_both_measured(tmp_path: Path):
     first, second = (Tuner(library.current(), tmp_path / "cache.json") for _ in range(2))
-    timed(first, "a", 1.0), timed(second, "b", 2.0)
-    first.save(), second.save()
+    timed(first, "a", 1.0)
+    timed(second, "b", 2.0)
+    first.save()
+    second.save()
     known = Tuner(library.current(), tmp_path / "cache.json")
     assert timed(known, "a", 9.0).dense == 1.0 and timed(known, "b", 9.0).dense == 2.0
 
@@ -59,7 +61,8 @@ CHOICE = {"kind": "sparse", "tile": [1, 8], "blocks": 1, "seconds": 1.0, "dense_
 def test_an_entry_that_does_not_fit_is_unknown(tmp_path: Path, entry):
     path = tmp_path / "cache.json"
     tuner = Tuner(library.current(), path)
-    timed(tuner, "a", 1.0), timed(tuner, "b", 2.0)
+    timed(tuner, "a", 1.0)
+    timed(tuner, "b", 2.0)
     tuner.save()
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, next(iter(content)): entry}))
