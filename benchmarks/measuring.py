@@ -138,7 +138,25 @@ def shown(cell: Mapping[str, Any]) -> str:
     """`3.07 [2.98, 3.15]  goal 3.0  PASS` of a cell with a speedup."""
     low, high = cell["interval"] or (float("nan"), float("nan"))
     text = f"{cell['speedup']:5.2f} [{low:.2f}, {high:.2f}]"
-    return text if cell["goal"] is None else f"{text}  goal {cell['goal']:<4} {verdict(cell)}"
+    if cell["goal"] is not None:
+        text += f"  goal {cell['goal']:<4} {verdict(cell)}"
+    return text + without(cell)
+
+
+def without(cell: Mapping[str, Any]) -> str:
+    """` (without openvino)` where rivals that were asked for could not be used."""
+    return f" (without {', '.join(cell['left_out'])})" if cell.get("left_out") else ""
+
+
+def cost(what: str, value: float, goal: float, found: Mapping[str, Any]) -> dict[str, Any]:
+    """A figure that must not be above its goal; without one where `compile` chose PyTorch.
+
+    Args:
+        found: what was measured of our engine, and which one it was.
+    """
+    if found["engine"] == "dense":
+        return {"what": f"{what} (of PyTorch, which compile chose)", "goal": None, "value": value}
+    return {"what": what, "goal": goal, "value": value}
 
 
 def verdict(cell: Mapping[str, Any]) -> str:
@@ -163,12 +181,14 @@ class Cells:
         again: measure everything anew; old cells are replaced one by one.
 
     Raises:
-        UserError: the file holds cells of another benchmark or machine.
+        UserError: the file holds cells of another benchmark, of another machine or of kernels
+            that were compiled otherwise.
     """
 
     def __init__(self, path: Path | None, benchmark: str, again: bool = False) -> None:
         self._path, self._again = path, again
         self._head: dict[str, Any] = {"benchmark": benchmark, "machine": machine()}
+        self._head["kernels"] = library.digest()
         self._cells: list[dict[str, Any]] = []
         if path is None or not path.exists():
             return
@@ -177,8 +197,9 @@ class Cells:
         if found != self._head:
             raise UserError(
                 f"{path} cannot be gone on with.",
-                f"It holds {found['benchmark']} on {found['machine']}; this is {benchmark} on "
-                f"{self._head['machine']}.",
+                f"It holds {found['benchmark']} on {found['machine']}, kernels "
+                f"{str(found['kernels'])[:8]}; this is {benchmark} on {self._head['machine']}, "
+                f"kernels {self._head['kernels'][:8]}.",
                 "Name another file with --json.",
             )
         self._head |= {key: value for key, value in content.items() if key != "cells"}

@@ -43,6 +43,7 @@ from measuring import (
     SPARSITIES,
     Cells,
     add_options,
+    cost,
     dependence,
     distance,
     fastest,
@@ -231,6 +232,7 @@ def measure_cell(
         **ratio(seconds[best], seconds["sparse"]),
         "goal": row.goals[sparsity],
         "best_dense": best,
+        "left_out": [name for name in wanted if name not in dense],
         "notes": {name: callables[name].note for name in dense},
         "median_s": {name: float(np.median(taken)) for name, taken in seconds.items()},
         "relative_error": errors["sparse"],
@@ -247,8 +249,8 @@ def costs(work: str) -> Iterator[dict[str, Any]]:
     of = ("resnet50", 224, 16, 0.9)
     if work == "growth":
         found = in_process("growth", "", "resnet18_cifar", 32, 4, 0.9, environment=dict(os.environ))
-        yield {"what": f"growth over {found['calls']:,} calls, MiB", "goal": 1.0,
-               "value": found["bytes"] / 2**20, "of": found}  # fmt: skip
+        what = f"growth over {found['calls']:,} calls, MiB"
+        yield {**cost(what, found["bytes"] / 2**20, 1.0, found), "of": found}
         return
     with tempfile.TemporaryDirectory() as cache:
         place = {**os.environ, "SPARSE_TRANSFER_CACHE": cache}
@@ -257,13 +259,13 @@ def costs(work: str) -> Iterator[dict[str, Any]]:
     if work == "conversion":
         for words, found, goal in (("an empty", cold, 20.0), ("a full", warm, 3.0)):
             what = f"conversion of ResNet-50 90 % with {words} tuning cache, s"
-            yield {"what": what, "goal": goal, "value": found["seconds"], "of": found}
+            yield {**cost(what, found["seconds"], goal, found), "of": found}
         return
     dense = in_process("inference", "dense", *of, environment=dict(os.environ))
     for kind in ("peak", "resident"):
         value, limit = warm[f"{kind}_bytes"] / 2**20, dense[f"{kind}_bytes"] / 2**20
         what = f"ResNet-50 90 %, batch 16: {kind} memory, MiB (at most dense)"
-        yield {"what": what, "goal": limit, "value": value, "of": {"sparse": warm, "dense": dense}}
+        yield {**cost(what, value, limit, warm), "of": {"sparse": warm, "dense": dense}}
 
 
 def main() -> int:
@@ -288,7 +290,8 @@ def main() -> int:
             key = {"row": name, "cost": True}
             found = cells.get(key, lambda work=name: {"figures": list(costs(work))})
             for figure in found["figures"]:
-                text = f"{figure['value']:.1f}  goal {figure['goal']:.1f}"
+                goal = "none" if figure["goal"] is None else f"{figure['goal']:.1f}"
+                text = f"{figure['value']:.1f}  goal {goal}"
                 print(f"{figure['what']}: {text}  {verdict({**figure, 'at_most': True})}")
             continue
         row = own_row(options.checkpoint) if name == "checkpoint" else ROWS[name]
@@ -299,6 +302,7 @@ def main() -> int:
         for sparsity in options.sparsities or row.goals:
             if sparsity in row.goals:
                 key = {"row": row.label, "sparsity": sparsity, "repeats": options.repeats}
+                key["engines"] = ["dense"] if row.own else options.dense
                 _print(cells.get(key, lambda r=row, s=sparsity: measure_cell(
                     r, s, options.repeats, options.dense, options.weights
                 )))  # fmt: skip

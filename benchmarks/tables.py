@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from measuring import verdict
+from measuring import verdict, without
 
 from sparse_transfer import store
 from sparse_transfer.errors import UserError
@@ -64,7 +64,12 @@ def inference(cells: Sequence[Cell]) -> Iterator[str]:
     if costs:
         yield "\n### Costs\n"
         rows = (
-            [c["what"], f"{c['value']:.1f}", f"{c['goal']:.1f}", verdict({**c, "at_most": True})]
+            [
+                c["what"],
+                f"{c['value']:.1f}",
+                "" if c["goal"] is None else f"{c['goal']:.1f}",
+                verdict({**c, "at_most": True}),
+            ]  # fmt: skip
             for c in costs
         )
         yield from _table(["cost", "measured", "at most", ""], rows)
@@ -173,7 +178,9 @@ def _interval(figures: Cell) -> str:
 
 def _figure(figures: Cell) -> str:
     text = _interval(figures)
-    return text if figures["goal"] is None else f"{text}, {figures['goal']:g}: {verdict(figures)}"
+    if figures["goal"] is not None:
+        text += f", {figures['goal']:g}: {verdict(figures)}"
+    return text + without(figures)
 
 
 def _memory(found: Cell) -> str:

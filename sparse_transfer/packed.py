@@ -76,7 +76,7 @@ def write(folder: Path, path: Path) -> None:
 def pack(folder: Path, path: Path) -> None:
     """Write a complete checkpoint folder as one file, in place."""
     header, weights = _read(folder / WEIGHTS)
-    texts = {n: (folder / n).read_text("utf-8") for n in TEXTS if (folder / n).is_file()}
+    texts = {n: (folder / n).read_bytes().decode("utf-8") for n in TEXTS if (folder / n).is_file()}
     metadata = {"format": FORMAT, "files": json.dumps(texts), "weights": header}
     tensors: dict[str, Raw] = {}
     for name, raw in weights.items():
@@ -125,7 +125,7 @@ def unpack(path: Path, folder: Path) -> None:
     folder.mkdir()
     for name in TEXTS:
         if name in texts:
-            (folder / name).write_text(texts[name], "utf-8")
+            (folder / name).write_bytes(texts[name].encode("utf-8"))  # ends of lines stay
     _rebuild(folder / WEIGHTS, metadata["weights"], weights)
     if masks:
         _rebuild(folder / MASK, metadata["masks"], masks)

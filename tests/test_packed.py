@@ -91,6 +91,15 @@ def test_all_files_of_the_folder_come_back_byte_for_byte(folder: Path, tmp_path:
     assert opened.loaded.spec == own.loaded.spec and opened.facts == own.facts
 
 
+def test_ends_of_lines_stay_as_they_are(folder: Path, tmp_path: Path):
+    config = folder / "config.json"
+    config.write_bytes(config.read_bytes().replace(b"\n", b"\r\n"))
+    packed.pack(folder, tmp_path / "ckpt.packed")
+    packed.unpack(tmp_path / "ckpt.packed", tmp_path / "back")
+    assert b"\r\n" in config.read_bytes()
+    assert (tmp_path / "back" / "config.json").read_bytes() == config.read_bytes()
+
+
 def test_a_seventh_of_the_bytes_at_ninety_percent(tmp_path: Path):
     spec = ModelSpec(name="resnet20_cifar", weights="random", kwargs={"channels": [64, 64, 64]})
     loaded = models.build(spec, num_classes=10, image_size=32, seed=0)

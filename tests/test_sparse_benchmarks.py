@@ -77,6 +77,10 @@ def test_a_table_goes_on_where_it_stopped(benchmark, tmp_path: Path, monkeypatch
     assert [c["figure"] for c in store.read_json(path)["cells"]] == [2, 3]
     with pytest.raises(UserError, match="other on"):
         measuring.Cells(path, "other")
+    with monkeypatch.context() as other:
+        other.setattr(measuring.library, "digest", lambda: "0123456789")
+        with pytest.raises(UserError, match="this is mine on .*kernels 01234567"):
+            measuring.Cells(path, "mine")
     monkeypatch.setattr(measuring, "machine", lambda: "another machine")
     with pytest.raises(UserError, match="another machine"):
         measuring.Cells(path, "mine")
@@ -130,7 +134,12 @@ def test_training_engines_agree_with_float64_and_another_function_is_refused(
     benchmark, monkeypatch: pytest.MonkeyPatch
 ):
     training = benchmark("sparse_training")
-    errors = training.check(task_of(training), ["nchw", "channels-last", "sparse"])
+
+    def check(*names: str) -> dict:
+        task = task_of(training)
+        return training.check(task, training.engines(task, names))
+
+    errors = check("nchw", "channels-last", "sparse")
     assert set(errors) == {"nchw", "channels-last", "sparse"}
     assert max(e["gradients"] for e in errors.values()) < 1e-4
     convert = training.convert_for_training
@@ -142,7 +151,52 @@ def test_training_engines_agree_with_float64_and_another_function_is_refused(
 
     monkeypatch.setattr(training, "convert_for_training", wrong)
     with pytest.raises(UserError, match="sparse does not train the same function"):
-        training.check(task_of(training), ["nchw", "sparse"])
+        check("nchw", "sparse")
+
+    def wrong_in_one(model: nn.Module, masks: Masks, images: torch.Tensor):
+        converted = convert(model, masks, images)
+        smallest = min((p for p in converted.parameters() if p.dim()), key=lambda p: p.numel())
+        smallest.register_hook(lambda gradient: 1.02 * gradient)
+        return converted
+
+    monkeypatch.setattr(training, "convert_for_training", wrong_in_one)
+    with pytest.raises(UserError, match=r"gradient of 7.bias is off by 2.0e-02"):
+        check("nchw", "sparse")
+
+
+def test_every_training_engine_is_checked(benchmark, monkeypatch: pytest.MonkeyPatch):
+    training = benchmark("sparse_training")
+    task = task_of(training)
+    steps = training.engines(task, ["nchw", "bf16", "sparse"])
+    steps["bf16"].loss = float("nan")
+    with pytest.raises(UserError, match="bf16 does not train the same function"):
+        training.check(task, steps)
+
+
+def test_a_layer_of_nan_is_refused(benchmark, monkeypatch: pytest.MonkeyPatch):
+    layers = benchmark("sparse_layers")
+    cell = layers.measure_cell((16, 16, 3, 1, 8, 16), 0.9, 1)
+    assert set(cell["median_s"]) >= {"forward ours", "both ours", "both nhwc"}
+    monkeypatch.setattr(layers, "relative", lambda *_: float("nan"))
+    with pytest.raises(UserError, match="too large"):
+        layers.measure_cell((16, 16, 3, 1, 8, 16), 0.9, 1)
+
+
+def test_missing_rivals_and_pytorch_in_our_place_are_said(benchmark):
+    measuring, tables = benchmark("measuring"), benchmark("tables")
+    cell = {**SPEED, "goal": 2.0, "left_out": ["openvino"]}
+    assert measuring.shown(cell).endswith("PASS (without openvino)")
+    assert tables._figure(cell).endswith("PASS (without openvino)")
+    assert not measuring.without({**cell, "left_out": []})
+    ours = measuring.cost("growth", 0.5, 1.0, {"engine": "sparse"})
+    assert ours == {"what": "growth", "goal": 1.0, "value": 0.5}
+    dense = measuring.cost("growth", 0.5, 1.0, {"engine": "dense"})
+    assert dense["goal"] is None and "PyTorch" in dense["what"]
+    lines = list(tables.inference([{"cost": True, "figures": [ours, dense]}]))
+    assert lines[-2:] == [
+        "| growth | 0.5 | 1.0 | PASS |",
+        f"| {dense['what']} | 0.5 |  |  |",
+    ]
 
 
 SPEED = {"speedup": 2.5, "interval": [2.0, 3.0]}

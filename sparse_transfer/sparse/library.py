@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch  # loads its OpenMP before the kernels look for one
 
+from sparse_transfer import store
 from sparse_transfer.errors import UserError, unknown_name
 from sparse_transfer.sparse import abi
 
@@ -132,22 +133,30 @@ def load(level: str) -> Library:
         UserError: it was not compiled here, or from other sources than these.
     """
     handle = _open(level)
-    facts = (ctypes.c_int32 * 12)()
+    facts = (ctypes.c_int32 * 64)()  # room for those of other versions
     handle.sparse_facts(facts)
     entry = abi.Pair if level == BF16 else abi.Entry
     sizes = [ctypes.sizeof(kind) for kind in (abi.Planes, abi.Op, abi.Segment, entry)]
-    if list(facts[:4]) != sizes:
+    version, *found = facts[: 1 + len(sizes)]
+    if version != abi.VERSION or found != sizes:
         raise UserError(
             "The sparse kernels do not fit the package.",
-            f"Their structures have {list(facts[:4])} bytes, those of Python {sizes}.",
+            f"Version {version} of their interface has structures of {found} bytes, version "
+            f"{abi.VERSION} of Python's {sizes}.",
             "They were compiled from other sources: install the package again.",
         )
-    return Library(level, handle, *facts[4:])
+    return Library(level, handle, *facts[5:13])
 
 
 def current(dtype: torch.dtype = torch.float32) -> Library:
     """The library for this CPU."""
     return load(best_level(dtype))
+
+
+@cache
+def digest() -> str:
+    """Of the compiled files, as they are when it is first asked for; names the tuning cache."""
+    return store.digest([store.file_digest(path) for name in _NAMES if (path := _file(name))])
 
 
 def cpu_name() -> str:

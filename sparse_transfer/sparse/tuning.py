@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import math
 import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, final
 
 import numpy as np
 import torch
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 
 from sparse_transfer import store
-from sparse_transfer.sparse import arena, emission, tiling
+from sparse_transfer.errors import UserError
+from sparse_transfer.sparse import arena, emission, library, tiling
 from sparse_transfer.sparse.abi import Activation
 from sparse_transfer.sparse.buffers import Buffer
 from sparse_transfer.sparse.layout import LANES, Axis, Layout, forward_halo, grid_for
-from sparse_transfer.sparse.library import Library, cpu_name
+from sparse_transfer.sparse.library import Library
 from sparse_transfer.sparse.packing import Pattern, dense_in_type, in_type, pack_dense, pack_forward
 from sparse_transfer.sparse.program import Program
 
 CACHES = (24 * 1024, 48 * 1024, 2**30)  # bytes that the inputs of a tile may take
 TALL = 3  # tiles of the largest that are tried
-TRIED = 3  # which candidates there are; counted up, what was chosen among others is forgotten
 REPEATS = 3
 DENSEST = 0.7  # above this density the sparse kernel is not tried
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,18 +49,21 @@ class Choice:
     """
 
     kind: Literal["sparse", "dense"]
-    tile: tuple[int, int]
-    blocks: int
-    seconds: float = 0.0
-    dense_seconds: float = 0.0
+    tile: tuple[PositiveInt, PositiveInt]
+    blocks: PositiveInt
+    seconds: NonNegativeFloat = 0.0
+    dense_seconds: NonNegativeFloat = 0.0
 
 
 @dataclass(frozen=True)
 class Timing:
     """Median seconds of a call of a whole network, in PyTorch and by the engine."""
 
-    dense: float
-    sparse: float
+    dense: PositiveFloat
+    sparse: PositiveFloat
+
+
+_ENTRY: TypeAdapter[Choice | Timing] = TypeAdapter(Choice | Timing)
 
 
 @dataclass(frozen=True)
@@ -119,14 +127,9 @@ class Tuner:
 
     def __init__(self, library: Library, cache: Path | None) -> None:
         self.library, self._cache = library, cache
-        self._known: dict[str, dict[str, Any]] = {}
+        self._known = {} if cache is None else _read(cache)
         self._is_new = False
         self._asked: list[str] = []
-        if cache is not None and cache.is_file():
-            try:
-                self._known = json.loads(cache.read_text(encoding="utf-8"))
-            except ValueError:  # cut off or edited: it only costs the time to measure again
-                self._known = {}
 
     def choose(self, problem: Problem) -> Choice:
         """The fastest way to compute it."""
@@ -134,11 +137,11 @@ class Tuner:
             return _guess(self.library, problem)
         key = f"{self.library.level} {problem.key()}"
         self._asked.append(key)
-        if key not in self._known:
-            self._known[key] = asdict(self._measure(problem))
+        found = self._known.get(key)
+        if not isinstance(found, Choice):
+            self._known[key] = found = self._measure(problem)
             self._is_new = True
-        found = self._known[key]
-        return Choice(**{**found, "tile": tuple(found["tile"])})
+        return found
 
     def compare(
         self, batch: int, dtype: torch.dtype, measure: Callable[[], tuple[float, float]]
@@ -159,18 +162,32 @@ class Tuner:
     def timed(self, what: str, key: list[Any], measure: Callable[[], Timing]) -> Timing:
         """What `measure` returns, once for each key (JSON values) on this level of instructions."""
         name = f"{what} {store.digest([self.library.level, key])[:24]}"
-        if name not in self._known:
-            self._known[name] = asdict(measure())
+        found = self._known.get(name)
+        if not isinstance(found, Timing):
+            self._known[name] = found = measure()
             self._is_new = True
         self._asked.append(name)
-        return Timing(**self._known[name])
+        return found
 
     def save(self) -> None:
-        """Write what was learnt."""
-        if self._cache is not None and self._is_new:
+        """Write what was learnt, beside what other processes wrote meanwhile.
+
+        Where the file cannot be written, that is logged: it is measured again next time.
+        """
+        if self._cache is None or not self._is_new:
+            return
+        self._known = _read(self._cache) | self._known
+        text = json.dumps({key: asdict(entry) for key, entry in self._known.items()})
+        try:
             with store.replacing(self._cache) as temporary:
-                temporary.write_text(json.dumps(self._known), encoding="utf-8")
-            self._is_new = False
+                temporary.write_text(text, encoding="utf-8")
+        except (UserError, OSError) as error:
+            logger.warning(
+                "What was measured of the kernels is not kept (%s). SPARSE_TRANSFER_CACHE names "
+                "another folder.",
+                error,
+            )
+        self._is_new = False
 
     def _measure(self, problem: Problem) -> Choice:
         if not self._is_new:
@@ -258,12 +275,34 @@ def emit(
     )
 
 
+def _read(path: Path) -> dict[str, Choice | Timing]:
+    """What a cache file holds; what does not fit only costs the time to measure it again."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # there is none, it is cut off or edited
+        return {}
+    found = {}
+    for key, entry in content.items() if isinstance(content, dict) else ():
+        with contextlib.suppress(ValidationError):
+            found[key] = _ENTRY.validate_python(entry)
+    return found
+
+
 def cache_file() -> Path:
-    """Where the measurements of this CPU are kept: SPARSE_TRANSFER_CACHE, else the user's cache."""
+    """Where the measurements of this CPU are kept: SPARSE_TRANSFER_CACHE, else the user's cache.
+
+    Those of other kernels, or among other candidates, are in files of other names.
+    """
     place = os.environ.get("SPARSE_TRANSFER_CACHE")
     folder = Path(place) if place else Path.home() / ".cache" / "sparse-transfer"
-    known = store.digest([cpu_name(), torch.__version__, TRIED])[:16]
-    return folder / f"sparse-kernels-{known}.json"
+    known = [library.cpu_name(), torch.__version__, library.digest(), _candidates_digest()]
+    return folder / f"sparse-kernels-{store.digest(known)[:16]}.json"
+
+
+@cache
+def _candidates_digest() -> str:
+    """Of the sources that say what is tried."""
+    return store.digest([store.file_digest(Path(name)) for name in (__file__, tiling.__file__)])
 
 
 def _guess(library: Library, problem: Problem) -> Choice:

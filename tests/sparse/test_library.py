@@ -49,5 +49,30 @@ def test_kernels_of_other_sources_are_refused(monkeypatch):
         library.load("portable")
 
 
+@pytest.mark.kernels
+def test_kernels_of_another_interface_are_refused_though_sizes_fit(monkeypatch):
+    monkeypatch.setattr(library.abi, "VERSION", library.abi.VERSION + 1)
+    library.load.cache_clear()
+    with pytest.raises(UserError, match="compiled from other sources"):
+        library.load("portable")
+
+
+@pytest.mark.kernels
+def test_kernels_without_a_version_are_refused(monkeypatch):
+    """Older ones began with the sizes."""
+    abi = library.abi
+    sizes = [library.ctypes.sizeof(kind) for kind in (abi.Planes, abi.Op, abi.Segment, abi.Entry)]
+
+    class Old:
+        @staticmethod
+        def sparse_facts(facts) -> None:
+            facts[:12] = [*sizes, 16, 4, 8, 8, 8, 4, 8, 8]
+
+    monkeypatch.setattr(library, "_open", lambda level: Old)
+    library.load.cache_clear()
+    with pytest.raises(UserError, match="compiled from other sources"):
+        library.load("portable")
+
+
 def test_the_cpu_has_a_name():
     assert len(library.cpu_name()) > 3

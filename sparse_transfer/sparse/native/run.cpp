@@ -239,9 +239,9 @@ EXPORT void sparse_advise(void* start, int64_t bytes) {
 
 // Sizes that the caller must know, and check against its own idea of the structures.
 EXPORT void sparse_facts(int32_t* facts) {
-  const int32_t all[] = {sizeof(Planes), sizeof(Op),  sizeof(Segment), sizeof(Entry),
-                         LANES,          WIDTH,       MAX_TILE,        MAX_WIDTH,
-                         MAX_HEIGHT,     DENSE_ROWS,  DENSE_TILE,      GRADIENT_TILE};
+  const int32_t all[] = {ABI,   sizeof(Planes), sizeof(Op), sizeof(Segment), sizeof(Entry),
+                         LANES, WIDTH,          MAX_TILE,   MAX_WIDTH,       MAX_HEIGHT,
+                         DENSE_ROWS, DENSE_TILE, GRADIENT_TILE};
   for (const int32_t fact : all) *facts++ = fact;
 }
 
