@@ -20,6 +20,11 @@ CACHE = 48 * 1024  # bytes that a tile may read of a group of channels
 ENTRIES = 14  # of a row of a group, on average
 
 
+def is_pointwise(axes: tuple[Axis, Axis]) -> bool:
+    """Whether an output is made of one position of the inputs, the same."""
+    return all((axis.kernel, axis.stride, axis.before, axis.after) == (1, 1, 0, 0) for axis in axes)
+
+
 def convolve(
     program: Program,
     pattern: Pattern,
@@ -41,6 +46,7 @@ def convolve(
         channels=_every(target.layout),
         step=(axes[0].stride, axes[1].stride),
         count=target.layout.block,
+        is_pointwise=is_pointwise(axes),
     )
     return packed
 
@@ -94,6 +100,7 @@ def input_gradient(
                 first=first,
                 out_step=(y.stride, x.stride),
                 residual=residual,
+                is_pointwise=is_pointwise(axes),
             )
     return matrices
 
@@ -121,6 +128,7 @@ def value_gradient(
         blocks=blocks,
         channels=_every(gradient.layout),
         step=(axes[0].stride, axes[1].stride),
+        is_pointwise=is_pointwise(axes),
     )
     return packed
 

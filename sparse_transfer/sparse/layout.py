@@ -251,14 +251,15 @@ def can_sample(source: Layout, target: Layout, step: tuple[int, int]) -> bool:
 def cost(axes: tuple[Axis, Axis], grid: Grid, batch: int) -> float:
     """Time per pixel that exists, about: 1 where no lane is idle and blocks are large.
 
-    A weight is loaded once for a tile, which lies within a block, and costs about as much as three
-    positions; pixels outside the image and images that are not there are computed, too.
+    A weight is loaded once for a tile, which lies within a block in at most four rows, and costs
+    about as much as three positions; pixels outside the image and images that are not there are
+    computed, too.
     """
     items = -(-batch // grid.images)
     (_, out_y), (_, out_x) = axes[0].blocks(grid.rows), axes[1].blocks(grid.columns)
     computed = items * grid.lanes * out_y * out_x
     useful = batch * axes[0].output * axes[1].output
-    return computed / useful * (1 + 3 / min(16, out_y * out_x))
+    return computed / useful * (1 + 3 / min(16, min(4, out_y) * out_x))
 
 
 @cache

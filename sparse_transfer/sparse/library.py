@@ -59,7 +59,7 @@ class Library:
     def dtype(self) -> torch.dtype:
         """What planes hold. Tensors that come and go, biases and sums are float32.
 
-        In float16 up to 64 products are summed in float16 before they are added to that sum.
+        In float16 up to 64 products are summed in float16; only more are added up in float32.
         """
         return HALVES.get(self.level, torch.float32)
 

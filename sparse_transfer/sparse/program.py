@@ -25,6 +25,8 @@ from sparse_transfer.sparse.layout import Axis, halo_moves
 from sparse_transfer.sparse.library import Library
 from sparse_transfer.sparse.packing import Packed
 
+_TILED = (Kind.SPARSE, Kind.DENSE, Kind.GRADIENT)
+
 
 @dataclass(eq=False)
 class _Operation:
@@ -32,6 +34,28 @@ class _Operation:
     buffers: dict[str, Buffer]
     arrays: dict[str, np.ndarray | Tensor]
     is_pointwise: bool = False
+
+    @property
+    def rows(self) -> int | None:
+        """How many are made, from the first to the last; None if in another order."""
+        if self.fields["kind"] in _TILED:
+            fields = self.fields
+            skips = fields.get("out_step_y", 1) > 1 or fields.get("first_y", 0) > 0
+            return None if skips else fields["count_y"]
+        return next(iter(self.buffers.values())).layout.block[0] if self.is_pointwise else None
+
+    def may_follow(self, group: Sequence[_Operation]) -> bool:
+        """Whether a row can be made after the same row of all operations of a group."""
+        first = group[0]
+        if not self.is_pointwise or self.rows is None or self.rows != first.rows:
+            return False
+        if first.is_pointwise:
+            return True
+        # the first one reads rows that are to come: they must not be written, nor their place taken
+        mine = [self.buffers.get(name) for name in ("output", "other")]
+        return self.fields["kind"] not in _TILED and not any(
+            buffer in mine for name, buffer in first.buffers.items() if name != "output"
+        )
 
 
 @final
@@ -183,6 +207,7 @@ class Program:
         blocks: int,
         channels: np.ndarray,
         step: tuple[int, int],
+        is_pointwise: bool = False,
     ) -> None:
         """Adds to `into` (threads, entries) float32 what each thread finds."""
         self.add(
@@ -194,6 +219,7 @@ class Program:
                 "channels": channels,
                 "gradient": into,
             },
+            is_pointwise=is_pointwise,
             gradient_stride=into.stride(0),
             n_rows=len(channels),
             blocks=blocks,
@@ -231,6 +257,7 @@ class Program:
             Kind.POINTWISE,
             buffers=_with("other", other, input=source, output=target),
             arrays={"scale": scale, "bias": bias},
+            is_pointwise=not is_gate,
             activation=int(activation),
             gate=int(is_gate),
         )
@@ -264,6 +291,7 @@ class Program:
             buffers={"input": source},
             arrays={"sums": into},
             sums_stride=into.stride(0),
+            is_pointwise=True,
         )
 
     def gradient_sums(
@@ -287,6 +315,7 @@ class Program:
             buffers=_with("input", source, **buffers),
             arrays={"state": state, "sums": into},
             sums_stride=0 if into is None else into.stride(0),
+            is_pointwise=True,
             activation=int(activation),
         )
 
@@ -311,6 +340,7 @@ class Program:
             Kind.NORM_GRADIENT,
             buffers={"input": gradient, "other": source, "output": target},
             arrays={"state": state},
+            is_pointwise=True,
         )
 
     def largest_tap(self, source: Buffer, target: Buffer, axes: tuple[Axis, Axis]) -> None:
@@ -459,21 +489,16 @@ class Program:
         return floats
 
     def _take_turns(self) -> list[int]:
-        """Lets 1 × 1 convolutions take turns, row of tiles by row: what one has written and the
-        next one reads is in the cache then.
+        """Lets 1 × 1 convolutions and what treats every pixel by itself take turns, row of tiles by
+        row: what one has written and the next one reads is in the cache then.
 
         Returns the first of its group for every operation: all of a group run at the same time.
         """
         begins = {first for first, _ in self._segments}
         groups: list[int] = []
         for number, operation in enumerate(self._operations):
-            group = self._operations[groups[-1] if groups else 0 : number + 1]
-            follows = (
-                number > 0
-                and number not in begins
-                and all(other.is_pointwise for other in group)
-                and len({other.fields["count_y"] for other in group}) == 1
-            )
+            group = self._operations[groups[-1] if groups else 0 : number]
+            follows = number not in begins and bool(group) and operation.may_follow(group)
             operation.fields["follows"] = int(follows)
             groups.append(groups[-1] if follows else number)
         return groups

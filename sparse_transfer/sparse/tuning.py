@@ -20,7 +20,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, TypeAdapter, 
 
 from sparse_transfer import store
 from sparse_transfer.errors import UserError
-from sparse_transfer.sparse import arena, library, tiling
+from sparse_transfer.sparse import arena, emission, library, tiling
 from sparse_transfer.sparse.abi import Activation
 from sparse_transfer.sparse.buffers import Buffer
 from sparse_transfer.sparse.layout import LANES, Axis, Layout, forward_halo, grid_for
@@ -243,14 +243,11 @@ def emit(
 ) -> None:
     """Append a convolution to a program, as it was chosen."""
     step = (problem.axes[0].stride, problem.axes[1].stride)
-    is_pointwise = all(
-        (axis.kernel, axis.stride, axis.before, axis.after) == (1, 1, 0, 0) for axis in problem.axes
-    )
     more = {
         "bias": bias,
         "residual": residual,
         "activation": problem.activation,
-        "is_pointwise": is_pointwise,
+        "is_pointwise": emission.is_pointwise(problem.axes),
     }
     if choice.kind == "dense":
         weights, offsets = pack_dense(
@@ -304,8 +301,9 @@ def cache_file() -> Path:
 
 @cache
 def _candidates_digest() -> str:
-    """Of the sources that say what is tried."""
-    return store.digest([store.file_digest(Path(name)) for name in (__file__, tiling.__file__)])
+    """Of the sources that say what is tried, and how it is run."""
+    files = (__file__, tiling.__file__, emission.__file__)
+    return store.digest([store.file_digest(Path(name)) for name in files])
 
 
 def _guess(library: Library, problem: Problem) -> Choice:

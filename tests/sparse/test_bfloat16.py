@@ -18,7 +18,16 @@ from sparse_transfer.sparse import abi, engine, library, tuning
 from sparse_transfer.sparse.abi import Activation
 from sparse_transfer.sparse.buffers import Buffer
 from sparse_transfer.sparse.layer import SparseConvolution, SparseLinear
-from sparse_transfer.sparse.layout import Axis, Grid, Layout, forward_halo, grid_for, grids
+from sparse_transfer.sparse.layout import (
+    Axis,
+    Grid,
+    Halo,
+    Layout,
+    can_sample,
+    forward_halo,
+    grid_for,
+    grids,
+)
 from sparse_transfer.sparse.packing import ENTRY, PAIR, Pattern, pack_forward, pairs, rounded
 from sparse_transfer.sparse.program import Program
 from tests.sparse.test_engine import Awkward, lively, regions
@@ -130,6 +139,35 @@ def test_images_pass_from_any_lanes_to_any_others(
 
 
 @every_level
+@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (Grid(1, 4, 8), Grid(2, 4, 4)),
+        (Grid(2, 4, 4), Grid(8, 2, 2)),
+        (Grid(1, 4, 8), Grid(32, 1, 1)),
+        (Grid(8, 2, 2), Grid(32, 1, 1)),
+    ],
+)
+def test_every_step_th_pixel_of_several_items_is_joined(level, first, second, step):
+    images, small = exact(35, 3, 32, 64), (32 // step, 64 // step)
+    one, two = Buffer(laid(3, (32, 64), first)), Buffer(laid(3, small, second), is_shared=True)
+    three = Buffer(two.layout.with_halo(Halo(1, 0, 2, 1)))
+    assert can_sample(one.layout, two.layout, (step, step))
+    program, found = Program(library.load(level)), torch.empty(35, 3, *small)
+    program.segment(first.images)
+    program.load(0, one)
+    program.sample(one, two, (step, step))
+    program.segment(second.images)
+    program.join(two, three, second.images // first.images)
+    program.store(three, 1)
+    for batch in (5, 35):
+        for threads in (1, 3):
+            program.run([images[:batch], found.fill_(7.0)[:batch]], batch, threads)
+            assert torch.equal(found[:batch], images[:batch, :, ::step, ::step])
+
+
+@every_level
 @settings(deadline=None, max_examples=40)
 @given(lanes, st.integers(1, 35), sides, sides, st.integers(1, 4), st.integers(1, 3), st.booleans())
 def test_pools_agree(level, grid, batch, height, width, kernel, stride, is_max):
@@ -177,13 +215,13 @@ def test_means_lie_in_all_lanes_of_their_image_and_gate_it(level, grid):
 @every_level
 @settings(deadline=None, max_examples=30)
 @given(
-    lanes, st.integers(1, 35), st.integers(1, 6), st.integers(1, 9), sides, st.integers(1, 3),
+    lanes, st.integers(1, 35), st.integers(1, 12), st.integers(1, 9), sides, st.integers(1, 3),
     st.integers(1, 3), st.sampled_from(Activation), st.booleans(),
 )  # fmt: skip
 def test_whole_layers_agree(
     level, grid, batch, into, out, size, kernel, stride, activation, is_dense
 ):
-    """Bias, residual and activation, by the sparse and by the dense kernel."""
+    """Bias, residual and activation, by the sparse and the dense kernel, in short and long rows."""
     kernel = min(kernel, size)
     axis = Axis(size, kernel, stride, kernel // 2, kernel // 2)
     weight, bias = torch.randn(out, into, kernel, kernel), torch.randn(out)
@@ -383,6 +421,8 @@ def test_a_cpu_without_bfloat16_is_named(monkeypatch):
 def test_thirty_two_lanes_hold_more_images():
     seven = (Axis(7), Axis(7))
     assert grid_for(seven, 64) == Grid(16, 1, 1) and grid_for(seven, 64, 32) == Grid(32, 1, 1)
+    # not (8, 1, 4): tiles of a block would be two wide and four high
+    assert grid_for(seven, 16, 32) == Grid(8, 4, 1)
     assert len(grids(32)) == 21 and all(grid.lanes == 32 for grid in grids(32))
 
 

@@ -229,7 +229,7 @@ def test_buffers_share_memory_only_when_one_is_no_longer_needed():
     program.segment(1)
     program.load(0, a)
     program.pointwise(a, b)
-    program.pointwise(b, c)
+    program.regrid(b, c)  # takes no turns with others
     program.pointwise(c, d, other=a)
     program.store(d, 1)
     assert program.floats(1, 1) >= 3 * layout.floats
@@ -300,6 +300,44 @@ def test_pointwise_convolutions_take_turns(level):
     shared = torch.zeros_like(found)
     program.run([images, shared], 5, 3)
     assert torch.equal(shared, found)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("is_read_again", [False, True])
+def test_what_treats_pixels_by_themselves_takes_turns(level, is_read_again):
+    """After a 3 × 3 convolution, which looks ahead: nobody overwrites what it has yet to read."""
+    lib, axes = library.load(level), (Axis(20, 3, 1, 1, 1), Axis(8, 3, 1, 1, 1))
+    layout = laid(6, (20, 8), Grid(1, 4, 4))
+    around = layout.with_halo(Halo(1, 1, 1, 1))
+    weight = torch.randn(6, 6, 3, 3) * (torch.rand(6, 6, 3, 3) < 0.3)
+    images, found = torch.randn(5, 6, 20, 8), torch.zeros(5, 6, 20, 8)
+    source, first, second, third = Buffer(around), *(Buffer(layout) for _ in range(3))
+    sums = torch.zeros(3, 16, dtype=torch.float64)
+    target = source if is_read_again else second
+    program = Program(lib)
+    program.segment(1)
+    program.load(0, source)
+    program.halo(source)
+    kept = weight.numpy() != 0
+    packed = pack_forward(Pattern.of(kept, 1), weight.numpy()[kept], axes, around, 2)
+    program.sparse(
+        packed, source, first, tile=(1, 2), blocks=2, channels=np.arange(6, dtype=np.int32),
+        step=(1, 1), count=(5, 2),
+    )  # fmt: skip
+    program.pointwise(first, target, activation=Activation.RELU)
+    program.sums(target, sums)
+    program.pointwise(target, third, other=first)
+    program.store(third, 1)
+    program.run([images, found], 5, 1)
+    made = functional.conv2d(images, weight, padding=1)
+    torch.testing.assert_close(found, made.relu() + made)
+    relu = made.relu().double()
+    expected = torch.stack([relu.sum((0, 2, 3)), relu.square().sum((0, 2, 3))], 1)
+    torch.testing.assert_close(sums.sum(0)[:12].view(6, 2), expected, rtol=1e-5, atol=1e-4)
+    shared = torch.zeros_like(found)
+    program.run([images, shared], 5, 3)
+    torch.testing.assert_close(shared, found)
+    torch.testing.assert_close(sums.sum(0)[:12].view(6, 2), 2 * expected, rtol=1e-5, atol=1e-4)
 
 
 def test_costs_follow_idle_lanes_and_small_blocks():

@@ -86,6 +86,28 @@ static ALWAYS_INLINE void add(Sum (&c)[RY][RX][ACCUMULATORS], const Entry* e, co
   }
 }
 
+#if defined(SPARSE_FP16)
+// A row whose sums never leave float16, up to the activation: where layers are sparse most rows are
+// that short, and conversions would take longer than their products.
+template <int RY, int RX>
+static ALWAYS_INLINE void short_row(const Entry* e, const Entry* end, const Tile& t, int64_t column,
+                                    const Element* other, Element* out, float bias, int activation) {
+  Sum c[RY][RX][ACCUMULATORS] = {};
+  add(c, e, end, t, column);
+  const Sum start = (Element)bias - Sum{}, zero = {}, six = (Element)6.f - zero;
+  UNROLL
+  for (int y = 0; y < RY; ++y)
+    UNROLL
+    for (int x = 0; x < RX; ++x) {
+      Sum v = c[y][x][0] + start;
+      if (other) v += *reinterpret_cast<const Sum*>(other + y * t.other_row + x * t.out_column);
+      if (activation == RELU || activation == RELU6) v = v < zero ? zero : v;
+      if (activation == RELU6) v = v > six ? six : v;
+      *reinterpret_cast<Sum*>(out + y * t.out_row + x * t.out_column) = v;
+    }
+}
+#endif
+
 // Rows [first, last) of one block of input channels. STEP is the distance of two inputs in
 // positions where the compiler should know it, else 0.
 template <int RY, int RX, int STEP>
@@ -98,6 +120,13 @@ static void sparse_tile(const Op& op, const Tile& t, int block, int first, int l
     if (e == end && !begins && !ends) continue;
     const int channel = op.channels[r];
     Element* out = t.out + channel * t.out_plane;
+#if defined(SPARSE_FP16)
+    if (begins && ends && end - e <= CHUNK && op.activation <= RELU6) {
+      short_row<RY, RX>(e, end, t, column, t.other ? t.other + channel * t.other_plane : nullptr, out,
+                        op.bias ? op.bias[channel] : 0.f, op.activation);
+      continue;
+    }
+#endif
     V c[RY][RX][PARTS];
     if (begins) {
       begin(c, t, t.other ? t.other + channel * t.other_plane : nullptr,

@@ -177,7 +177,7 @@ static bool regrid_blocks(const Op& op, const Element* in, Element* out, int ite
   for (int c = c0; c < c1; ++c)
     for (int y = 0; y < from.height; ++y)
       for (int x = 0; x < from.width; ++x) {
-        Line v[LANES] = {};
+        Line v[LANES];
         for (int s = 0; s < exist; ++s)
           v[s] = *reinterpret_cast<const Line*>(in + s * from.item * PER_FLOAT +
                                                 position(from, c, y, x) * LANES);
@@ -306,6 +306,42 @@ static void join(const Op& op, const Element* in, Element* out, int images, int 
     join<N / 2>(op, in, out, images, c0, c1);
 }
 
+// One position of a channel from those of another cut: `from` are the elements that the lanes take,
+// of channel 0, or null where there is no pixel.
+static void gather(const Element* const (&from)[LANES], int64_t from_plane, Element* to,
+                   int64_t to_plane, int c0, int c1) {
+#if defined(__AVX512F__) && !defined(__clang__)
+  alignas(64) Index takes[LANES][LANES];  // per vector of the source: the lane of it, or -1
+  const Element* vectors[LANES];
+  int n = 0;
+  for (int l = 0; l < LANES; ++l) {
+    if (!from[l]) continue;
+    const uintptr_t address = reinterpret_cast<uintptr_t>(from[l]);
+    const Element* vector = from[l] - address % 64 / sizeof(Element);  // they are aligned
+    int i = 0;
+    while (i < n && vectors[i] != vector) ++i;
+    if (i == n) {
+      vectors[n++] = vector;
+      *reinterpret_cast<Line*>(takes[i]) = Line{} - 1;
+    }
+    takes[i][l] = address % 64 / sizeof(Element);
+  }
+  for (int c = c0; c < c1; ++c) {
+    Line result = {};
+    for (int i = 0; i < n; ++i) {
+      const Line take = *reinterpret_cast<const Line*>(takes[i]);
+      const Line all = *reinterpret_cast<const Line*>(vectors[i] + c * from_plane);
+      result = take < 0 ? result : __builtin_shuffle(all, take & (LANES - 1));
+    }
+    *reinterpret_cast<Line*>(to + c * to_plane) = result;
+  }
+#else
+  for (int c = c0; c < c1; ++c)
+    for (int l = 0; l < LANES; ++l)
+      to[c * to_plane + l] = from[l] ? from[l][c * from_plane] : Element(0);
+#endif
+}
+
 // `in` is the first item of the source; with another number of images per item it must lie in the
 // arena of the batch. `item` counts items of the destination, `images` those of them that exist.
 static void regrid(const Op& op, const Element* in, Element* out, int item, int images, int c0,
@@ -313,35 +349,30 @@ static void regrid(const Op& op, const Element* in, Element* out, int item, int 
   if (regrid_blocks(op, in, out, item, images, c0, c1)) return;
   if (regrid_parts(op, in, out, item, images, c0, c1)) return;
   const Planes &from = op.in, &to = op.out;
+  const Element* of_image[LANES];
   for (int l = 0; l < LANES; ++l) {
-    const Lane lane = lane_of(to, l);
-    const int image = item * to.images + lane.image;
-    const Element* source = in;
-    int first = lane.image * from.rows * from.columns;
-    if (from.item >= 0) {
-      source += image / from.images * from.item * PER_FLOAT;
-      first = image % from.images * from.rows * from.columns;
-    }
-    const int height = lane.image < images ? std::clamp(to.image_height - lane.y, 0, (int)to.height) : 0;
-    const int width = std::clamp(to.image_width - lane.x, 0, (int)to.width);
-    for (int c = c0; c < c1; ++c)
-      for (int y = 0; y < to.height; ++y) {
-        Element* row = out + position(to, c, y, 0) * LANES + l;
-        int x = 0;
-        if (y < height) {
-          const int block_y = (lane.y + y) / from.height;
-          while (x < width) {
-            const int block_x = (lane.x + x) / from.width, inside = (lane.x + x) % from.width;
-            const int run = std::min(width - x, from.width - inside);
-            const Element* at = source + first + block_y * from.columns + block_x +
-                              position(from, c, (lane.y + y) % from.height, inside) * LANES;
-            for (int i = 0; i < run; ++i) row[(x + i) * LANES] = at[i * LANES];
-            x += run;
-          }
-        }
-        for (; x < to.width; ++x) row[x * LANES] = 0;
-      }
+    const int image = item * to.images + lane_of(to, l).image;
+    if (from.item < 0)
+      of_image[l] = in + lane_of(to, l).image * from.rows * from.columns;
+    else
+      of_image[l] = in + image / from.images * from.item * PER_FLOAT +
+                    image % from.images * from.rows * from.columns;
   }
+  for (int y = 0; y < to.height; ++y)
+    for (int x = 0; x < to.width; ++x) {
+      const Element* pixels[LANES];
+      for (int l = 0; l < LANES; ++l) {
+        const Lane lane = lane_of(to, l);
+        const int at_y = lane.y + y, at_x = lane.x + x;
+        const bool exists =
+            lane.image < images && at_y < to.image_height && at_x < to.image_width;
+        const int block = at_y / from.height * from.columns + at_x / from.width;
+        const int64_t inside = position(from, 0, at_y % from.height, at_x % from.width);
+        pixels[l] = exists ? of_image[l] + block + inside * LANES : nullptr;
+      }
+      gather(pixels, (int64_t)from.size * LANES, out + position(to, 0, y, x) * LANES,
+             (int64_t)to.size * LANES, c0, c1);
+    }
 }
 
 }  // namespace sparse

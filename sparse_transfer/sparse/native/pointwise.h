@@ -85,12 +85,17 @@ static void mean(const Op& op, const Element* in, Element* out, int c0, int c1) 
   }
 }
 
+struct Rows {  // [first, last) of a block
+  int first, last;
+};
+
 // Row by row of all channels, as they lie. ADDS: `other` is added; CUTS: below zero it is zero.
 template <bool ADDS, bool CUTS>
-static void linear(const Op& op, const Element* in, const Element* other, Element* out, int c0, int c1) {
+static void linear(const Op& op, const Element* in, const Element* other, Element* out, Rows rows,
+                   int c0, int c1) {
   const Planes& p = op.in;
   const V zero = {};
-  for (int y = 0; y < p.height; ++y)
+  for (int y = rows.first; y < rows.last; ++y)
     for (int c = c0; c < c1; ++c) {
       const V scale = splat(op.scale ? op.scale[c] : 1.f), bias = splat(op.bias ? op.bias[c] : 0.f);
       const Element* from = in + position(p, c, y, 0) * LANES;
@@ -104,17 +109,17 @@ static void linear(const Op& op, const Element* in, const Element* other, Elemen
     }
 }
 
-static void pointwise(const Op& op, const Element* in, const Element* other, Element* out, int c0,
-                      int c1) {
+static void pointwise(const Op& op, const Element* in, const Element* other, Element* out,
+                      Rows rows, int c0, int c1) {
   const Planes& p = op.in;
   if (!op.gate && op.activation <= RELU) {
     if (op.activation == RELU)
-      return (other ? linear<true, true> : linear<false, true>)(op, in, other, out, c0, c1);
-    return (other ? linear<true, false> : linear<false, false>)(op, in, other, out, c0, c1);
+      return (other ? linear<true, true> : linear<false, true>)(op, in, other, out, rows, c0, c1);
+    return (other ? linear<true, false> : linear<false, false>)(op, in, other, out, rows, c0, c1);
   }
   for (int c = c0; c < c1; ++c) {
     const V scale = splat(op.scale ? op.scale[c] : 1.f), bias = splat(op.bias ? op.bias[c] : 0.f);
-    for (int y = 0; y < p.height; ++y) {
+    for (int y = rows.first; y < rows.last; ++y) {
       const Element* from = in + position(p, c, y, 0) * LANES;
       Element* to = out + position(op.out, c, y, 0) * LANES;
       const Element* second =

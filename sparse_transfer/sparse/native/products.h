@@ -66,13 +66,9 @@ static inline Factors everywhere(Weights w) {
   typedef Weights Words __attribute__((vector_size(64)));
   return (Half)(w - Words{});
 }
-template <int FIRST, std::size_t... I>
-static inline V widened(Sum sums, std::index_sequence<I...>) {
-  return __builtin_convertvector(__builtin_shufflevector(sums, sums, (FIRST + I)...), V);
-}
 static inline void empty(const Sum* sums, V* floats) {
-  floats[0] += widened<0>(sums[0], std::make_index_sequence<WIDTH>{});
-  floats[1] += widened<WIDTH>(sums[0], std::make_index_sequence<WIDTH>{});
+  floats[0] += (V)_mm512_cvtph_ps(_mm512_castsi512_si256((__m512i)sums[0]));
+  floats[1] += (V)_mm512_cvtph_ps(_mm512_extracti64x4_epi64((__m512i)sums[0], 1));
 }
 #else
 typedef V Factors, Sum;

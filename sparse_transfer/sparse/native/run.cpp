@@ -63,7 +63,12 @@ int chunks(const Op& op, int threads) {
 double* own_sums(const Op& op) { return op.sums + omp_get_thread_num() * op.sums_stride; }
 #endif
 
-void run_chunk(const Op& op, const Place& place, int chunk, int threads) {
+int height(const Op& op) {  // rows that are made
+  return is_tiled(op) ? op.count_y : (op.in.channels ? op.in : op.out).height;
+}
+
+// `rows` of an operation that is not tiled; others than those of advance() need all.
+void run_chunk(const Op& op, const Place& place, Rows rows, int chunk, int threads) {
   Element* in = op.in.channels ? start(op.in, place) : nullptr;
   Element* out = op.out.channels ? start(op.out, place) : nullptr;
   const Element* other = op.other.channels ? start(op.other, place) : nullptr;
@@ -88,7 +93,7 @@ void run_chunk(const Op& op, const Place& place, int chunk, int threads) {
     case MAX_POOL: return pool<true>(op, in, out, c0, c1);
     case AVERAGE_POOL: return pool<false>(op, in, out, c0, c1);
     case MEAN: return mean(op, in, out, c0, c1);
-    case POINTWISE: return pointwise(op, in, other, out, c0, c1);
+    case POINTWISE: return pointwise(op, in, other, out, rows, c0, c1);
     case REGRID:
       if (op.in.item >= 0) in = reinterpret_cast<Element*>(first_item(op.in, place));
       return regrid(op, in, out, place.item, place.images, c0, c1);
@@ -101,18 +106,18 @@ void run_chunk(const Op& op, const Place& place, int chunk, int threads) {
     case SUMS: {
       const Existing existing(op.in, place.images);
       double* found = own_sums(op);
-      return (existing.all ? sums<true> : sums<false>)(op, existing, in, found, c0, c1);
+      return (existing.all ? sums<true> : sums<false>)(op, existing, in, found, rows, c0, c1);
     }
     case GRADIENT_SUMS: {
       const Existing existing(op.out, place.images);
       double* found = own_sums(op);
       return (existing.all ? gradient_sums<true> : gradient_sums<false>)(op, existing, in, other,
-                                                                         out, found, c0, c1);
+                                                                         out, found, rows, c0, c1);
     }
     case NORM_GRADIENT: {
       const Existing existing(op.in, place.images);
       return (existing.all ? norm_gradient<true> : norm_gradient<false>)(op, existing, in, other,
-                                                                         out, c0, c1);
+                                                                         out, rows, c0, c1);
     }
     case NORM: return norm(op, place.images, c0, c1);
     case FINISH_NORM_GRADIENT: return finish_norm_gradient(op, place.images, c0, c1);
@@ -124,9 +129,21 @@ void run_chunk(const Op& op, const Place& place, int chunk, int threads) {
   }
 }
 
-// At least `rows` rows of outputs, counted in rows of tiles by `done`; those before are done first
-// as far as they are needed. What an operation has just written is read from the nearest cache.
+void run_chunk(const Op& op, const Place& place, int chunk, int threads) {
+  run_chunk(op, place, {0, height(op)}, chunk, threads);
+}
+
+// At least `rows` rows of outputs, counted in rows of tiles, or of pixels, by `done`; those before
+// are done first as far as they are needed. What an operation has just written is read from the
+// nearest cache.
 void advance(const Op* op, int* done, const Place& place, int rows) {
+  if (!is_tiled(*op)) {
+    if (*done >= rows) return;
+    if (op->follows) advance(op - 1, done - 1, place, rows);
+    run_chunk(*op, place, {*done, rows}, 0, 1);
+    *done = rows;
+    return;
+  }
   const int across = pieces(op->count_x, op->tile_width);
   const int down = pieces(op->count_y, op->tile_height);
   for (; op->count_y * *done / down < rows; ++*done) {
@@ -142,8 +159,13 @@ void run_alone(const Op* begin, const Op* end, const Place& place) {
     if (next == op + 1) {
       for (int c = 0, n = chunks(*op, 1); c < n; ++c) run_chunk(*op, place, c, 1);
     } else {
+      int step = 1;
+      for (const Op* each = op; each < next; ++each) step = std::max(step, each->tile_height);
       std::vector<int> done(next - op);
-      advance(next - 1, &done.back(), place, next[-1].count_y);
+      for (int all = height(next[-1]), rows = std::min(step, all);; rows = std::min(rows + step, all)) {
+        advance(next - 1, &done.back(), place, rows);
+        if (rows == all) break;
+      }
     }
   }
 }

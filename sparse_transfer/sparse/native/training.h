@@ -1,6 +1,8 @@
 // What training needs besides convolutions: statistics of a batch, what they do to gradients, and
 // values and gradients of weights between vectors and the order in which they are streamed.
 #pragma once
+#include <vector>
+
 #include "pointwise.h"
 
 namespace sparse {
@@ -14,15 +16,19 @@ constexpr int TOGETHER = 16;  // channels whose rows are read one after the othe
 struct Existing {
   alignas(64) int32_t rows[LANES], columns[LANES];
   bool all = true;
-  int64_t count = 0;
   Existing(const Planes& p, int64_t images) {
     for (int l = 0; l < LANES; ++l) {
       const Lane lane = lane_of(p, l);
       rows[l] = lane.image < images ? std::clamp(p.image_height - lane.y, 0, (int)p.height) : 0;
       columns[l] = std::clamp(p.image_width - lane.x, 0, (int)p.width);
       all = all && rows[l] == p.height && columns[l] == p.width;
-      count += (int64_t)rows[l] * columns[l];
     }
+  }
+  int64_t count(Rows of) const {
+    int64_t pixels = 0;
+    for (int l = 0; l < LANES; ++l)
+      pixels += (int64_t)std::clamp(rows[l] - of.first, 0, of.last - of.first) * columns[l];
+    return pixels;
   }
   V only(V v, int y, int x, int k) const {  // zero elsewhere, even for a NaN
     const I exists = (*reinterpret_cast<const I*>(rows + k * WIDTH) > y) &
@@ -31,21 +37,28 @@ struct Existing {
   }
 };
 
-static inline double total(const float* lanes) {
-  double sum = 0;
-  for (int l = 0; l < LANES; ++l) sum += lanes[l];
-  return sum;
-}
+// Totals over the lanes of two sums of one channel.
+struct Totals {
+  alignas(16) float of[4] = {};
+  Totals(const float* first, const float* second) {
+    V both[4] = {};
+    for (int k = 0; k < PARTS; ++k)
+      both[0] += load(first + k * WIDTH), both[1] += load(second + k * WIDTH);
+    add_sums(both, 2, of);
+  }
+};
 
 // sums[2 c] += sum of the values, sums[2 c + 1] += of their squares. Float sums are taken of the
 // distances from the first value, so that a large mean does not swallow a small deviation.
 template <bool ALL>
-static void sums(const Op& op, const Existing& existing, const float* in, double* sums, int c0, int c1) {
+static void sums(const Op& op, const Existing& existing, const float* in, double* sums, Rows rows,
+                 int c0, int c1) {
   const Planes& p = op.in;
+  const double n = existing.count(rows);
   for (int first = c0; first < c1; first += TOGETHER) {
     const int last = std::min(c1, first + TOGETHER);
     alignas(64) float plain[TOGETHER][LANES] = {}, square[TOGETHER][LANES] = {};
-    for (int y = 0; y < p.height; ++y)
+    for (int y = rows.first; y < rows.last; ++y)
       for (int c = first; c < last; ++c) {
         const V shift = splat(in[position(p, c, 0, 0) * LANES]);
         const float* row = in + position(p, c, y, 0) * LANES;
@@ -64,8 +77,8 @@ static void sums(const Op& op, const Existing& existing, const float* in, double
         }
       }
     for (int c = first; c < last; ++c) {
-      const double shift = in[position(p, c, 0, 0) * LANES], n = existing.count;
-      const double s = total(plain[c - first]), q = total(square[c - first]);
+      const Totals totals(plain[c - first], square[c - first]);
+      const double shift = in[position(p, c, 0, 0) * LANES], s = totals.of[0], q = totals.of[1];
       sums[2 * c] += s + n * shift;
       sums[2 * c + 1] += q + 2 * shift * s + n * shift * shift;
     }
@@ -76,13 +89,13 @@ static void sums(const Op& op, const Existing& existing, const float* in, double
 // sums[2 c] += sum of it, sums[2 c + 1] += sum of it times what was normalised less its average.
 template <bool ALL>
 static void gradient_sums(const Op& op, const Existing& existing, const float* in, const float* other,
-                          float* out, double* sums, int c0, int c1) {
+                          float* out, double* sums, Rows rows, int c0, int c1) {
   const Planes& p = op.out;
   const V zero = {}, six = splat(op.activation == RELU6 ? 6.f : INFINITY);
   for (int first = c0; first < c1; first += TOGETHER) {
     const int last = std::min(c1, first + TOGETHER);
     alignas(64) float plain[TOGETHER][LANES] = {}, product[TOGETHER][LANES] = {};
-    for (int y = 0; y < p.height; ++y)
+    for (int y = rows.first; y < rows.last; ++y)
       for (int c = first; c < last; ++c) {
         float* row = out + position(p, c, y, 0) * LANES;
         const float* made = other ? other + position(op.other, c, y, 0) * LANES : nullptr;
@@ -107,8 +120,8 @@ static void gradient_sums(const Op& op, const Existing& existing, const float* i
       }
     if (sums)
       for (int c = first; c < last; ++c) {
-        sums[2 * c] += total(plain[c - first]);
-        sums[2 * c + 1] += total(product[c - first]);
+        const Totals totals(plain[c - first], product[c - first]);
+        sums[2 * c] += totals.of[0], sums[2 * c + 1] += totals.of[1];
       }
   }
 }
@@ -116,11 +129,11 @@ static void gradient_sums(const Op& op, const Existing& existing, const float* i
 // out = slope g + curve (z - average) + offset of pixels that exist, else 0; g is `in`, z `other`.
 template <bool ALL>
 static void norm_gradient(const Op& op, const Existing& existing, const float* in, const float* other,
-                          float* out, int c0, int c1) {
+                          float* out, Rows rows, int c0, int c1) {
   const Planes& p = op.in;
   const float* state = op.state;
   const int n = p.channels;
-  for (int y = 0; y < p.height; ++y)
+  for (int y = rows.first; y < rows.last; ++y)
     for (int c = c0; c < c1; ++c) {
       const V slope = splat(state[SLOPE * n + c]), curve = splat(state[CURVE * n + c]);
       const V offset = splat(state[OFFSET * n + c]), average = splat(state[AVERAGE * n + c]);
@@ -202,23 +215,42 @@ static void largest_tap(const Op& op, const float* in, float* out, int c0, int c
       }
 }
 
-// Every pixel gathers the gradients `in` of the windows whose largest tap, `other`, it is.
+// Every pixel gathers the gradients `in` of the windows whose largest tap, `other`, it is. Pixels of
+// a row that are a step apart do so from the same taps.
 static void pool_gradient(const Op& op, const float* in, const float* other, float* out, int c0, int c1) {
-  for (int c = c0; c < c1; ++c)
-    for (int y = 0; y < op.out.height; ++y)
-      for (int x = 0; x < op.out.width; ++x)
-        for (int k = 0; k < PARTS; ++k) {
-          V sum = {};
-          for (int i = (y + op.pad_y) % op.step_y; i < op.kernel_y; i += op.step_y)
-            for (int j = (x + op.pad_x) % op.step_x; j < op.kernel_x; j += op.step_x) {
-              // of dividends that are multiples, so that negative ones are right, too
-              const int64_t at = position(op.in, c, (y + op.pad_y - i) / op.step_y,
-                                          (x + op.pad_x - j) / op.step_x) * LANES + k * WIDTH;
-              const I is_mine = load(other + at) == splat((float)(i * op.kernel_x + j));
-              sum += (V)((I)load(in + at) & is_mine);
+  struct Tap {
+    int64_t at;  // in channel 0, for the first pixel
+    V number;
+  };
+  std::vector<std::vector<Tap>> taps(std::min<int>(op.step_x, op.out.width));  // by the first pixel
+  for (int y = 0; y < op.out.height; ++y) {
+    for (int x = 0; x < (int)taps.size(); ++x) {
+      taps[x].clear();
+      for (int i = (y + op.pad_y) % op.step_y; i < op.kernel_y; i += op.step_y)
+        for (int j = (x + op.pad_x) % op.step_x; j < op.kernel_x; j += op.step_x)
+          // of dividends that are multiples, so that negative ones are right, too
+          taps[x].push_back({position(op.in, 0, (y + op.pad_y - i) / op.step_y,
+                                      (x + op.pad_x - j) / op.step_x) * LANES,
+                             splat((float)(i * op.kernel_x + j))});
+    }
+    for (int c = c0; c < c1; ++c) {
+      const float *from = in + (int64_t)c * op.in.size * LANES;
+      const float *largest = other + (int64_t)c * op.other.size * LANES;
+      float* row = out + position(op.out, c, y, 0) * LANES;
+      for (int first = 0; first < (int)taps.size(); ++first) {
+        int64_t moved = 0;
+        for (int x = first; x < op.out.width; x += op.step_x, moved += LANES)
+          for (int k = 0; k < LANES; k += WIDTH) {
+            V sum = {};
+            for (const Tap& tap : taps[first]) {
+              const int64_t at = tap.at + moved + k;
+              sum += (V)((I)load(from + at) & (load(largest + at) == tap.number));
             }
-          store(out + position(op.out, c, y, x) * LANES + k * WIDTH, sum);
-        }
+            store(row + x * LANES + k, sum);
+          }
+      }
+    }
+  }
 }
 
 // New weights, into the order in which they are streamed.

@@ -5,8 +5,10 @@
 #include <type_traits>
 #include <utility>
 
-#if defined(SPARSE_BF16)
-#include <immintrin.h>  // only for what the compiler has no vectors for: rounding, dot products
+#if defined(SPARSE_BF16) || defined(SPARSE_FP16)
+// Only for what the compiler has no vectors for, or takes apart into elements (g++ 12 does so with
+// conversions of float16): rounding, widening, dot products.
+#include <immintrin.h>
 #endif
 
 namespace sparse {
@@ -71,12 +73,11 @@ static inline float number(uint16_t e) {
   return both.x;
 }
 #elif defined(SPARSE_FP16)
-typedef _Float16 Halves __attribute__((vector_size(WIDTH * 2), may_alias));
 static inline V load(const _Float16* p) {
-  return __builtin_convertvector(*reinterpret_cast<const Halves*>(p), V);
+  return (V)_mm512_cvtph_ps(*reinterpret_cast<const __m256i*>(p));
 }
 static inline void store(_Float16* p, V v) {  // rounds to the nearest, ties to even
-  *reinterpret_cast<Halves*>(p) = __builtin_convertvector(v, Halves);
+  *reinterpret_cast<__m256i*>(p) = _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT);
 }
 static inline _Float16 element(float x) { return (_Float16)x; }
 static inline float number(_Float16 e) { return (float)e; }
