@@ -301,8 +301,9 @@ def cache_file() -> Path:
 
 @cache
 def _candidates_digest() -> str:
-    """Of the sources that say what is tried."""
-    return store.digest([store.file_digest(Path(name)) for name in (__file__, tiling.__file__)])
+    """Of the sources that say what is tried, and how it is run."""
+    files = (__file__, tiling.__file__, emission.__file__)
+    return store.digest([store.file_digest(Path(name)) for name in files])
 
 
 def _guess(library: Library, problem: Problem) -> Choice:
