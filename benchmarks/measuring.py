@@ -84,18 +84,6 @@ def trained(
     return model, masks
 
 
-def dependence(model: nn.Module, pixels: int) -> float:
-    """How far outputs of different images are from their mean, relative to the outputs.
-
-    About 0 where a network has collapsed under its mask: it computes a constant, its layers can
-    be dropped, and its time says nothing about zeros.
-    """
-    images = torch.randn(4, 3, pixels, pixels, generator=torch.Generator().manual_seed(2))
-    with torch.inference_mode():
-        outputs = model(images)
-    return float((outputs - outputs.mean(0)).norm() / outputs.norm())
-
-
 def interleaved(
     runs: Mapping[str, Callable[[], object]], repeats: int, warmup: int = WARMUP
 ) -> dict[str, np.ndarray]:

@@ -44,7 +44,6 @@ from measuring import (
     Cells,
     add_options,
     cost,
-    dependence,
     distance,
     fastest,
     interleaved,
@@ -61,12 +60,11 @@ from torch import Tensor, nn
 from sparse_transfer import load, plugins
 from sparse_transfer.cost import macs
 from sparse_transfer.errors import UserError
-from sparse_transfer.latency import Prepared, agreement
+from sparse_transfer.latency import CONSTANT, Prepared, agreement, dependence
 from sparse_transfer.pruning.masks import Masks
 from sparse_transfer.sparse.engine import compile
 
 NEVER_SLOWER, ROUNDS = 0.97, 30
-CONSTANT = 1e-4  # dependence on the image below which a network has collapsed
 BF16_ERROR = 5e-2  # relative error (Euclidean norm) of a bf16 network that is the same function
 FLOAT32 = ("dense", "onnxruntime", "openvino")
 BF16 = ("dense-bf16", "openvino-bf16")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparse_transfer.errors import UserError
 
@@ -25,6 +25,7 @@ TOLERANCE = 1e-4  # relative error of float32 outputs that still counts as the s
 # off by 0.3 to 0.6 %, a MobileNetV2 by 2.5 %.
 BF16_TOLERANCE = 5e-2
 CONFIDENCE = 0.95
+CONSTANT = 1e-4  # dependence on the image below which a network has collapsed
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,21 @@ def relative_error(output: Tensor, expected: Tensor) -> float:
     output, expected = output.detach().cpu().double(), expected.detach().cpu().double()
     scale = expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
     return float((output - expected).abs().max() / scale)
+
+
+def dependence(model: nn.Module, pixels: int) -> float:
+    """How far outputs of different images are from their mean, relative to the outputs.
+
+    About 0 where a network has collapsed under its mask: it computes a constant, its layers can
+    be dropped, and its time says nothing about zeros.
+    """
+    generator = torch.Generator().manual_seed(2)
+    like = next(model.parameters())
+    images = torch.randn(4, 3, pixels, pixels, generator=generator).to(like.device)
+    with torch.inference_mode():
+        outputs = model(images)
+    least = torch.finfo(outputs.dtype).tiny
+    return float((outputs - outputs.mean(0)).norm() / outputs.norm().clamp_min(least))
 
 
 def median_interval(

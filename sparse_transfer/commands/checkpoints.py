@@ -322,7 +322,9 @@ def export(
             }
         )
         return
+    ratio = made.dense_bytes / made.bytes
+    more = f" ({ratio:.1f} times as many)" if ratio >= 1.05 else ""
     typer.echo(
-        f"{made.path}\n{made.bytes:,} bytes; the weights take {made.dense_bytes:,} "
-        f"({made.dense_bytes / made.bytes:.1f} times as many); {made.note}"
+        f"{made.path}\n{made.bytes:,} bytes; the weights take {made.dense_bytes:,}{more}; "
+        f"{made.note}"
     )

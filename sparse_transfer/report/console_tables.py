@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
+
+from sparse_transfer.backends import uses_zeros
 
 _AGGREGATES = ("mean of ratios, %", "ratio of means, %")
 _BENCH = ("batch", "median ms", "p10", "p90", "p99", "images/s")
 _NUMBERS = ("about", "disk", *_BENCH, "weights", "zeros", *_AGGREGATES, "tasks")
+_LEFT_OUT = ("p10", "p99", "p90", "images/s")  # on a narrow terminal, in this order
+_WHOLE = ("id", "backend", "layer")  # names are never broken
 _NOISY = 2.0  # p90 over p10 from which a median is not worth quoting
 
 
@@ -51,24 +57,17 @@ def print_bench(rows: Sequence[Mapping[str, Any]]) -> None:
             f"{first['repeats']} rounds",
             highlight=False,
         )
-    table = _table("backend", *_BENCH, "speedup over dense [95 %]")
-    for row in rows:
-        speedup = ""
-        if row["speedup"] is not None:
-            low, high = row["speedup_low"], row["speedup_high"]
-            speedup = f"{row['speedup']:.2f}×" + (f" [{low:.2f}, {high:.2f}]" if low else "")
-            speedup += "" if row["over"] == row["backend"] else f" over {row['over']}"
-        table.add_row(
-            row["backend"],
-            _batch(row),
-            *(f"{1e3 * row[name]:.2f}" for name in ("median_s", "p10_s", "p90_s", "p99_s")),
-            f"{row['images_per_s']:.4g}",
-            speedup,
-        )
-    console.print(table)
+    print_fitting(console, lambda left_out: _bench_table(rows, left_out), _LEFT_OUT)
+    if rows and all(row["over"] is None for row in rows):
+        console.print("For a speedup, name the dense model's checkpoint: --dense.")
     for name in dict.fromkeys(row["backend"] for row in rows):
         own = [row for row in rows if row["backend"] == name]
         console.print(f"{name}: {_exactness(own)}", highlight=False, soft_wrap=True)
+        for batch, note in dict.fromkeys((r["batch_size"], r.get("note", "")) for r in own):
+            if note:
+                console.print(f"  batch {batch}: {note}", highlight=False, soft_wrap=True)
+    for text in dict.fromkeys(text for row in rows for text in said_of_nothing(row)):
+        console.print(text, style="bold", highlight=False, soft_wrap=True)
     for row in rows:
         if row["p90_s"] > _NOISY * row["p10_s"]:
             spread = row["p90_s"] / row["p10_s"]
@@ -78,6 +77,55 @@ def print_bench(rows: Sequence[Mapping[str, Any]]) -> None:
             )
 
 
+def said_of_nothing(row: Mapping[str, Any]) -> list[str]:
+    """Why a time says little about zeros: the network, or a part of it, computes a constant."""
+    said = []
+    if row.get("is_constant"):
+        said.append(
+            f"The outputs for different images differ by {row['dependence']:.0e} of their size: "
+            "the network computes a constant, and its time says nothing."
+        )
+    if count := row.get("zero_layers", 0):
+        layers = "1 layer has" if count == 1 else f"{count} layers have"
+        said.append(
+            f"{layers} no weight left, or a batch norm that multiplies by zero: whole branches "
+            "may be skipped, and the time says little of other networks."
+        )
+    return said
+
+
+def _bench_table(rows: Sequence[Mapping[str, Any]], left_out: Sequence[str]) -> Table:
+    """The rows, and after those of the same rounds the dense models that they are compared with."""
+    is_compared = any(_speedup(row) for row in rows)
+    names = [name for name in ("backend", *_BENCH) if name not in left_out]
+    table = _table(*names, *["speedup [95 %]"] * is_compared)
+    for _, part in groupby(rows, lambda row: (row["batch_size"], row["idle_ms"])):
+        own = list(part)
+        dense = {row["over"]: row for row in own if _speedup(row)}
+        lines = [(row["backend"], row, "", _speedup(row)) for row in own]
+        lines += [(f"{name} (dense model)", row, "over_", "") for name, row in dense.items()]
+        for name, row, prefix, speedup in lines:
+            median = row[f"{prefix}median_s"]
+            cells = {
+                "backend": name,
+                "batch": _batch(row),
+                "median ms": f"{1e3 * median:.2f}",
+                **{p: f"{1e3 * row[f'{prefix}{p}_s']:.2f}" for p in ("p10", "p90", "p99")},
+                "images/s": f"{row['batch_size'] / median if prefix else row['images_per_s']:.4g}",
+            }
+            table.add_row(*(cells[each] for each in names), *[speedup] * is_compared)
+    return table
+
+
+def _speedup(row: Mapping[str, Any]) -> str:
+    """The ratio and whom it is over; nothing for a backend that zeros do not make faster."""
+    if row["speedup"] is None or not uses_zeros(row["uses_zeros"]):
+        return ""
+    low, high = row["speedup_low"], row["speedup_high"]
+    interval = f" [{low:.2f}, {high:.2f}]" if low else ""
+    return f"{row['speedup']:.2f}×{interval} over {row['over']}"
+
+
 def _batch(row: Mapping[str, Any]) -> str:
     return f"{row['batch_size']}" + (f" after {row['idle_ms']} ms" if row["idle_ms"] else "")
 
@@ -85,7 +133,10 @@ def _batch(row: Mapping[str, Any]) -> str:
 def _exactness(rows: Sequence[Mapping[str, Any]]) -> str:
     """What one backend is to zeros and to rounding."""
     row, error = rows[0], max(row["relative_error"] for row in rows)
-    words = f"{row['uses_zeros']}; largest error {error:.0e} of the largest output"
+    zeros = row["uses_zeros"]
+    if uses_zeros(zeros) and all(each.get("note", "").startswith("dense:") for each in rows):
+        zeros = "dense, as zeros skipped are not faster here"
+    words = f"{zeros}; largest error {error:.0e} of the largest output"
     if "accuracy" in row:
         own, exact = 100 * row["accuracy"], 100 * row["accuracy_float32"]
         words += f"; accuracy {own:.1f} %, in float32 {exact:.1f} %"
@@ -143,11 +194,37 @@ def print_effective_layers(rows: Sequence[Mapping[str, Any]]) -> None:
     Console().print(table)
 
 
+def print_fitting(
+    console: Console, made: Callable[[Sequence[str]], Table], droppable: Sequence[str]
+) -> None:
+    """Print a table with as few columns left out as fit on the terminal; with all into a file.
+
+    Args:
+        made: the table without some columns.
+        droppable: these may be left out, the first first.
+    """
+    if not console.is_terminal:
+        width = Measurement.get(console, console.options.update(max_width=1000), made(())).maximum
+        Console(width=max(width, console.width)).print(made(()))
+        return
+    for count in range(len(droppable) + 1):
+        table = made(droppable[:count])
+        if Measurement.get(console, console.options.update(max_width=1000), table).maximum <= (
+            console.width
+        ):
+            break
+    console.print(table)
+    if count:
+        console.print(f"Left out, as the terminal is narrow: {', '.join(droppable[:count])}.")
+
+
 def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
     for column in columns:
         right = column in _NUMBERS
-        table.add_column(column, justify="right" if right else "left", overflow="fold")
+        table.add_column(
+            column, justify="right" if right else "left", overflow="fold", no_wrap=column in _WHOLE
+        )
     return table
 
 

@@ -35,7 +35,9 @@ def print_inspection(
     table = Table(box=box.SIMPLE_HEAD)
     for name in names:
         left = name in ("layer", "shape")
-        table.add_column(name, justify="left" if left else "right", overflow="fold")
+        table.add_column(
+            name, justify="left" if left else "right", overflow="fold", no_wrap=name == "layer"
+        )
     for row in rows:
         cells = [
             row["layer"],
@@ -58,6 +60,11 @@ def print_inspection(
         needed = Measurement.get(console, console.options.update(max_width=1000), table).maximum
         console = Console(width=max(needed, console.width))
     console.print(table)
+    if backends:
+        console.print(
+            f"ms {', ms '.join(backends)}: each layer by itself, with the way into the layout and "
+            "back, which a whole network does not pay: use bench."
+        )
 
 
 def totals_line(totals: Mapping[str, Any]) -> str:
@@ -72,8 +79,8 @@ def totals_line(totals: Mapping[str, Any]) -> str:
     )
     if totals["seconds"] is not None:
         words += (
-            f"; {1e3 * totals['seconds']:.2f} ms in all, "
-            f"{1e3 * (totals['layer_seconds'] or 0):.2f} ms of it if these layers ran alone"
+            f". Dense, the whole network takes {1e3 * totals['seconds']:.2f} ms, and these layers, "
+            f"each by itself, add up to {1e3 * (totals['layer_seconds'] or 0):.2f} ms"
         )
     return words + "."
 

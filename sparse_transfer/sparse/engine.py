@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, final
+from typing import Any, NoReturn, final
 
 import torch
 from torch import Tensor, fx, nn
@@ -66,6 +66,9 @@ class Region(nn.Module):
 class Compiled:
     """A network made ready: call it with images (n, channels, height, width) float32.
 
+    For inference only: outputs have no gradient, also where the images require one. It cannot be
+    copied or pickled, as it holds memory that native programs point into.
+
     Attributes:
         engine: "sparse", or "dense" where PyTorch alone is used.
         reason: why it is dense, or what was gained.
@@ -105,6 +108,14 @@ class Compiled:
             if kernels.overflows() != before:  # other threads' too: then for nothing
                 found = self._instead(images.contiguous(memory_format=torch.channels_last))
             return found
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        """Raises UserError."""
+        raise _uncopied()
+
+    def __reduce__(self) -> NoReturn:
+        """Raises UserError."""
+        raise _uncopied()
 
     def explain(self) -> str:
         """The choices and their times as a table, one line for each convolution."""
@@ -156,20 +167,19 @@ def compile(  # noqa: A001
     reason = library.available(dtype)
     if reason is not None:
         raise UserError("A sparse model cannot be compiled.", reason)
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            "Only a torch.nn.Module can be compiled.",
+            f"This is a {type(model).__name__}.",
+            "Pass the network itself.",
+        )
+    _check_parameters(model)  # before the example: images of the model's type hide its mistake
     check(example, "images", (None, None, None, None))
     if not len(example):
         raise UserError(
             "A sparse model cannot be compiled for no images.",
             f"The example's shape is {tuple(example.shape)}.",
             "Pass as many images as a call will have.",
-        )
-    wrong = {str(p.dtype) for p in model.parameters() if p.dtype != torch.float32}
-    wrong |= {str(p.device) for p in model.parameters() if p.device.type != "cpu"}
-    if wrong:
-        raise UserError(
-            f"{type(model).__name__} cannot be compiled.",
-            f"Its parameters are {', '.join(sorted(wrong))}.",
-            "The sparse engine takes float32 on the CPU: call .float().cpu() first.",
         )
     folded, note = fold_batch_norms(model)
     dense = folded.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -187,6 +197,17 @@ def compile(  # noqa: A001
     types = types if tune else types[:1]
     found = [_engine(graph, plain, example, (checked, expected), kind, tune) for kind in types]
     return min(found, key=_relative_time)
+
+
+def _check_parameters(model: nn.Module) -> None:
+    wrong = {str(p.dtype) for p in model.parameters() if p.dtype != torch.float32}
+    wrong |= {str(p.device) for p in model.parameters() if p.device.type != "cpu"}
+    if wrong:
+        raise UserError(
+            f"{type(model).__name__} cannot be compiled.",
+            f"Its parameters are {', '.join(sorted(wrong))}.",
+            "The sparse engine takes float32 on the CPU: call .float().cpu() first.",
+        )
 
 
 def _engine(
@@ -369,6 +390,14 @@ def _compare(
             break
     first, second = (statistics.median(times[1:]) for times in taken)
     return first, second
+
+
+def _uncopied() -> UserError:
+    return UserError(
+        "A compiled network cannot be copied or pickled.",
+        "It was made for this CPU, and its programs point into the memory of this process.",
+        "Copy or save the model, and compile it again in the other process.",
+    )
 
 
 def _micro(seconds: float) -> str:

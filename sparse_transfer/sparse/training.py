@@ -104,6 +104,12 @@ def convert_for_training(
             zero; a masked parameter is shared by two layers; device or type are not the CPU's
             float32.
     """
+    if not isinstance(model, nn.Module) or not isinstance(masks, Mapping):
+        raise UserError(
+            "A torch.nn.Module and its masks are needed to convert a model for training.",
+            f"These are a {type(model).__name__} and a {type(masks).__name__}.",
+            "Pass Masks, or bool tensors by parameter name.",
+        )
     reason = library.available() or obstacle(model, masks)
     if reason is not None:
         raise UserError("The model cannot be trained by the sparse engine.", reason)

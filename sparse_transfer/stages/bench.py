@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from sparse_transfer import checkpoint, config, latency, plan, plugins, signals
 from sparse_transfer.backends import needs_images, tolerance, uses_zeros
 from sparse_transfer.errors import UserError
+from sparse_transfer.fusion import fold_batch_norms
 from sparse_transfer.latency import Latency, Prepared
 from sparse_transfer.seeds import derive
 from sparse_transfer.stages.context import Context
 from sparse_transfer.stages.samples import Samples, open_samples
 
 SMALLER = "smaller network, without zeros"  # what stands for a backend's own words
-NO_IMAGES = "it is calibrated on training images, and there are none: name the upstream task"
+OVER = ("over_median_s", "over_p10_s", "over_p90_s", "over_p99_s")  # times of the dense model
+NO_IMAGES = "it is calibrated on training images, and there are none: name its task (--task NAME)"
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,9 @@ def measure_checkpoints(
         )
     # what lost channels and has no mask has no zeros either: any engine computes less
     is_smaller = sparse.loaded.shrink is not None and sparse.masks is None
+    found = _dependence(sparse.model, size)
+    facts: dict[str, Any] = {"dependence": found, "is_constant": not found > latency.CONSTANT}
+    facts["zero_layers"] = _zero(sparse.model)
     rows: list[dict[str, Any]] = []
     scores: dict[str, dict[str, Any]] = {}
     for batch_size, idles in bench.regimes.items():
@@ -117,12 +122,32 @@ def measure_checkpoints(
                         "repeats": bench.repeats,
                         **_times(timed, name, batch_size),
                         **_over_dense(timed, name, used, is_smaller),
+                        **facts,
                         **scores.get(name, {}),
                     }
                 )
     if not rows:
         raise UserError("No backend could be measured.", "\n".join(dict.fromkeys(reasons)))
     return rows, list(dict.fromkeys(reasons))
+
+
+def _dependence(model: nn.Module, size: int) -> float:
+    """See `latency.dependence`; a size that the model cannot take is the user's."""
+    try:
+        return latency.dependence(model, size)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UserError(
+            f"The checkpoint cannot be run on images of {size} pixels.",
+            str(error).strip().partition("\n")[0],
+            "Choose another --image-size.",
+        ) from error
+
+
+def _zero(model: nn.Module) -> int:
+    """Layers whose every output is a constant: no weight left, or a batch norm of scale zero."""
+    folded, _ = fold_batch_norms(model)
+    layers = (m for m in folded.modules() if isinstance(m, nn.Conv2d | nn.Linear))
+    return sum(not layer.weight.any() for layer in layers)
 
 
 def _own_size(opened: checkpoint.Checkpoint) -> int:
@@ -205,7 +230,7 @@ def _over_dense(
 ) -> dict[str, Any]:
     """The paired ratio over the dense model of one backend, and which; None without a model."""
     if f"{name} dense" not in timed:
-        return dict.fromkeys(("speedup", "speedup_low", "speedup_high", "over"))
+        return dict.fromkeys(("speedup", "speedup_low", "speedup_high", "over", *OVER))
     over = name
     if uses_zeros(used[name].uses_zeros) and not is_smaller:
         rivals = [
@@ -214,10 +239,12 @@ def _over_dense(
             if f"{other} dense" in timed and tolerance(backend) <= tolerance(used[name])
         ]
         over = min(rivals, key=lambda other: timed[f"{other} dense"].median)
-    ratio = latency.speedup(timed[f"{over} dense"], timed[f"{name} sparse"])
+    dense = timed[f"{over} dense"]
+    ratio = latency.speedup(dense, timed[f"{name} sparse"])
     return {
         "speedup": ratio.median,
         "speedup_low": ratio.low,
         "speedup_high": ratio.high,
         "over": over,
+        **dict(zip(OVER, (dense.median, dense.p10, dense.p90, dense.p99), strict=True)),
     }

@@ -34,6 +34,8 @@ def bench_of(*backends: str, **settings: Any) -> config.Bench:
 def test_beside_a_dense_model_there_is_a_speedup(saved: Path):
     (row,), reasons = measure_checkpoints(saved, saved, bench_of("dense", batch_size=2, repeats=6))
     assert row["speedup_low"] <= row["speedup"] <= row["speedup_high"]
+    assert row["over"] == "dense"
+    assert row["over_p10_s"] <= row["over_median_s"] <= row["over_p90_s"] <= row["over_p99_s"]
     assert row["p10_s"] <= row["median_s"] <= row["p90_s"] <= row["p99_s"]
     assert row["images_per_s"] == pytest.approx(2 / row["median_s"])
     assert (row["batch_size"], row["idle_ms"], row["image_size"], row["repeats"]) == (2, 0, 16, 6)
@@ -58,6 +60,24 @@ def test_every_batch_size_has_a_row_and_batch_1_one_after_idling(saved: Path, mo
     assert slept == [0.03] * 2 * (3 + 3)  # two models, warm-up rounds included
     rows, _ = measure_checkpoints(saved, None, bench_of("dense", repeats=3, idle_ms=5))
     assert [(row["batch_size"], row["idle_ms"]) for row in rows] == [(16, 0), (1, 5)]
+
+
+def test_a_network_that_is_cut_through_is_noticed(saved: Path, tmp_path: Path):
+    opened = checkpoint.open_checkpoint(saved)
+    folder = tmp_path / "checkpoint"
+    with torch.no_grad():
+        next(m for m in opened.model.modules() if isinstance(m, nn.Conv2d)).weight.zero_()
+    checkpoint.save(folder, opened.loaded, opened.model, None, {})
+    settings = bench_of("dense", batch_size=1, repeats=3)
+    (whole,), _ = measure_checkpoints(saved, None, settings)
+    (cut,), _ = measure_checkpoints(folder, None, settings)
+    assert not whole["is_constant"] and cut["is_constant"] and cut["dependence"] < 1e-6
+    assert cut["zero_layers"] == whole["zero_layers"] + 1
+
+
+def test_an_image_size_beyond_memory_is_a_clear_error(saved: Path):
+    with pytest.raises(UserError, match="cannot be run on images of 1000000 pixels"):
+        measure_checkpoints(saved, None, bench_of("dense", batch_size=1, repeats=3), 1_000_000)
 
 
 def test_a_backend_that_does_not_exist_is_said(saved: Path):
