@@ -192,7 +192,7 @@ def dependence(model: nn.Module, pixels: int) -> float:
     be dropped, and its time says nothing about zeros.
     """
     generator = torch.Generator().manual_seed(2)
-    like = next(model.parameters())
+    like = next(model.parameters(), torch.empty(0))  # on the CPU if it has none
     images = torch.randn(4, 3, pixels, pixels, generator=generator).to(like.device)
     with torch.inference_mode():
         outputs = model(images)

@@ -103,7 +103,7 @@ def test_8_bit_integers_have_a_time_and_an_accuracy(folder: Path, classes: int):
     assert [row["backend"] for row in rows] == ["dense"]
     assert reasons == [
         "onnxruntime-int8: it is calibrated on training images, and there are none: "
-        "name the upstream task"
+        "name its task (--task NAME)"
     ]
     node = plan.Run(
         "bench", plan.Subject("net", "dense", 0.0, 0),
