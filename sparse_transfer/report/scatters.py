@@ -140,21 +140,14 @@ def upstream_scatter(
     methods = sorted(frame["method"].unique())
     pruned = sorted(level for level in frame["sparsity"].unique() if level)
     keys = [*methods, *(percent(level) for level in pruned[1:]), "80 %"]
-    bottom = 0.62 + 0.18 * math.ceil(len(keys) / legend_columns(keys))
-    figure, axes = panel(
-        title,
-        "downstream accuracy, mean over tasks of centred logits",
-        bottom=bottom,
-        inches=2.68 + bottom,
-        right=0.2,
+    figure, axes = _panel_over_legend(
+        title, "downstream accuracy, mean over tasks of centred logits", keys
     )
     for row in records(frame):
         colour, marker = looks[row["method"]]
         level = row["sparsity"]
         fill = fill_of(pruned.index(level), len(pruned), colour) if level else colour
-        look: dict[str, Any] = {"marker": marker, "markerfacecolor": fill}
-        look["markeredgecolor"] = colour
-        axes.plot([100 * row["upstream"]], [row["downstream"]], markeredgewidth=1.1, **look)
+        _dot(axes, 100 * row["upstream"], row["downstream"], marker, colour, fill)
     axes.set_xlabel("upstream accuracy, %")
     axes.margins(0.08)
     axes.yaxis.set_major_locator(MaxNLocator(6))
@@ -176,20 +169,13 @@ def training_scatter(
     methods = sorted(frame["method"].unique())
     levels = sorted(frame["sparsity"].unique())
     keys = [*methods, *(percent(level) for level in levels[1:])]
-    bottom = 0.62 + 0.18 * math.ceil(len(keys) / legend_columns(keys))
-    figure, axes = panel(
-        title,
-        "accuracy against the dense model, points, mean over tasks",
-        bottom=bottom,
-        inches=2.68 + bottom,
-        right=0.2,
+    figure, axes = _panel_over_legend(
+        title, "accuracy against the dense model, points, mean over tasks", keys
     )
     for row in records(frame):
         colour, marker = looks[row["method"]]
         fill = fill_of(levels.index(row["sparsity"]), len(levels), colour)
-        look: dict[str, Any] = {"marker": marker, "markerfacecolor": fill}
-        look["markeredgecolor"] = colour
-        axes.plot([row["speedup"]], [100 * row["change"]], markeredgewidth=1.1, **look)
+        _dot(axes, row["speedup"], 100 * row["change"], marker, colour, fill)
     axes.axhline(0, color=INK, linewidth=0.8)
     axes.axvline(1, color=MUTED, linewidth=0.8, linestyle=(0, (3, 2)))
     axes.set_xlabel("speedup of a training step over the dense model's")
@@ -199,6 +185,17 @@ def training_scatter(
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
     legend(figure, {method: looks[method] for method in methods}, levels, has_dense=False)
     return to_drawing(figure, name, title, caption, frame)
+
+
+def _panel_over_legend(title: str, label: str, keys: Sequence[str]) -> tuple[Figure, Axes]:
+    """A panel with room below for a legend of these keys; `label` is that of the y axis."""
+    bottom = 0.62 + 0.18 * math.ceil(len(keys) / legend_columns(keys))
+    return panel(title, label, bottom=bottom, inches=2.68 + bottom, right=0.2)
+
+
+def _dot(axes: Axes, x: float, y: float, marker: Any, colour: str, fill: Any) -> None:
+    look: dict[str, Any] = {"marker": marker, "markerfacecolor": fill, "markeredgecolor": colour}
+    axes.plot([x], [y], markeredgewidth=1.1, **look)
 
 
 def _grid(

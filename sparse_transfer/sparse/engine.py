@@ -7,15 +7,14 @@ and the engine as a whole against PyTorch. What is not faster stays dense.
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, final
+from typing import NoReturn, final
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
+from sparse_transfer import latency
 from sparse_transfer.bfloat16 import InBfloat16
 from sparse_transfer.errors import UserError
 from sparse_transfer.fusion import fold_batch_norms, trace
@@ -24,6 +23,7 @@ from sparse_transfer.sparse.layer import check
 from sparse_transfer.sparse.lowering import Step, fuse, steps_of
 from sparse_transfer.sparse.planning import Planner, Row
 from sparse_transfer.sparse.program import Program
+from sparse_transfer.sparse.splitting import Run, runs_of, with_regions
 from sparse_transfer.sparse.tuning import Timing
 
 CHECKED = 4  # images of the example whose outputs are compared with PyTorch's: first to last
@@ -34,7 +34,6 @@ TYPES = {
     torch.float32: (torch.float32,),
     torch.bfloat16: (torch.bfloat16, torch.float16, torch.float32),
 }
-ROUNDS, FEWEST, BUDGET = 7, 3, 4.0  # of the comparison with PyTorch; fewer after so many seconds
 GAIN = 1.03  # what the engine must be faster by, lest noise choose it
 
 
@@ -270,83 +269,39 @@ def _relative_time(compiled: Compiled) -> float:
 def regions_of(graph: fx.GraphModule, steps: dict[str, Step]) -> list[list[fx.Node]]:
     """Runs of consecutive nodes with steps, those that contain a convolution with zeros.
 
-    Consecutive in the order of execution: nothing outside can depend on the inside and be needed by
-    it. A product with a gate stays outside unless the gate is made of means within the region.
+    A product with a gate stays outside unless the gate is made of means within the region.
     """
-    runs: list[list[fx.Node]] = [[]]
-    inside: set[str] = set()
-    for node in graph.graph.nodes:
+
+    def joins(node: fx.Node, run: Run) -> bool:
         step = steps.get(node.name)
-        if step is not None and (step.gate is None or _is_pooled(step.gate, steps, inside)):
-            runs[-1].append(node)
-            inside.add(node.name)
-        elif node.op not in ("get_attr", "placeholder"):
-            runs.append([])
-            inside = set()
-    return [run for run in runs if any(_has_zeros(steps[node.name]) for node in run)]
+        if step is None or step.gate is None:
+            return step is not None
+        return _is_pooled(step.gate, steps, {n.name for n in run})
+
+    return runs_of(graph, joins, lambda node: _has_zeros(steps[node.name]))
 
 
 def _with_regions(
     graph: fx.GraphModule,
     steps: dict[str, Step],
-    runs: list[list[fx.Node]],
+    runs: Sequence[Run],
     linear: Mapping[fx.Node, nn.Module],
     batch: int,
     tuner: tuning.Tuner,
 ) -> tuple[fx.GraphModule, list[Row]]:
     """A copy of the graph with regions, and linear layers of our own, in the place of layers."""
-    copied = fx.Graph()
-    into: dict[fx.Node, fx.Node] = {}
-    last_of = {run[-1]: run for run in runs}
-    replaced = {node for run in last_of.values() for node in run}
-    modules: dict[str, Any] = {}
     rows: list[Row] = []
-    for node in graph.graph.nodes:
-        if node in linear:
-            name = f"sparse_linear_{len(modules)}"
-            modules[name] = linear[node]
-            into[node] = copied.call_module(name, tuple(into[n] for n in node.args))
-            continue
-        if node not in replaced:
-            into[node] = copied.node_copy(node, lambda n: into[n])
-            continue
-        if node not in last_of:
-            continue
-        run = last_of[node]
-        names = {n.name for n in run}
-        sources = list(
-            dict.fromkeys(n for m in run for n in m.all_input_nodes if n.name not in names)
-        )
-        leaving = [n for n in run if any(user.name not in names for user in n.users)]
+
+    def region(run: Run, sources: list[fx.Node], leaving: list[fx.Node]) -> Region:
         outputs = [n.name for n in leaving]
         fused = fuse([steps[n.name] for n in run], set(outputs))
         shapes = {n.name: _image(n) for n in sources}
         planner = Planner(fused, shapes, outputs, batch, tuner)
-        region = Region(planner.plan(), list(shapes.values()), [_image(n) for n in leaving])
-        rows += planner.rows
-        name = f"sparse_region_{len(modules)}"
-        modules[name] = region
-        made = copied.call_module(name, tuple(into[n] for n in sources))
-        for number, n in enumerate(leaving):
-            into[n] = copied.call_function(_take, (made, number))
-    copied.lint()
-    root = nn.Module()
-    for name, module in graph.named_modules():
-        if name and "." not in name:
-            root.add_module(name, module)
-    for name, parameter in graph.named_parameters(recurse=False):
-        root.register_parameter(name, parameter)
-    for name, buffer in graph.named_buffers(recurse=False):
-        root.register_buffer(name, buffer)
-    for name, module in modules.items():
-        root.add_module(name, module)
-    result = fx.GraphModule(root, copied)
-    result.delete_all_unused_submodules()
-    return result, rows
+        made = Region(planner.plan(), list(shapes.values()), [_image(n) for n in leaving])
+        rows.extend(planner.rows)
+        return made
 
-
-def _take(made: tuple[Tensor, ...], number: int) -> Tensor:
-    return made[number]
+    return with_regions(graph, graph, runs, region, linear), rows
 
 
 def _image(node: fx.Node) -> tuple[int, int, int]:
@@ -378,18 +333,9 @@ def _error(found: Tensor, expected: Tensor) -> float:
 def _compare(
     dense: Callable[[Tensor], Tensor], sparse: Callable[[Tensor], Tensor], example: Tensor
 ) -> tuple[float, float]:
-    """Median seconds of both, interleaved, so that a slow moment falls on both."""
-    taken: tuple[list[float], list[float]] = ([], [])
-    started = time.perf_counter()
-    while len(taken[0]) <= ROUNDS:
-        for times, run in zip(taken, (dense, sparse), strict=True):
-            began = time.perf_counter()
-            run(example)
-            times.append(time.perf_counter() - began)
-        if len(taken[0]) > FEWEST and time.perf_counter() - started > BUDGET:
-            break
-    first, second = (statistics.median(times[1:]) for times in taken)
-    return first, second
+    """Median seconds of both."""
+    found = latency.medians({"dense": dense, "sparse": sparse}, example)
+    return found["dense"], found["sparse"]
 
 
 def _uncopied() -> UserError:

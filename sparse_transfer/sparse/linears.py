@@ -10,14 +10,13 @@ half as long to nine tenths.)
 from __future__ import annotations
 
 import math
-import statistics
-import time
 from functools import partial
 from typing import Any, final
 
 import torch
 from torch import Tensor, fx, nn
 
+from sparse_transfer import latency
 from sparse_transfer.sparse.layer import SparseConvolution
 from sparse_transfer.sparse.tuning import Timing, Tuner
 
@@ -86,11 +85,6 @@ def faster(
 def _measure(layer: nn.Module, made: nn.Module, shape: tuple[int, ...]) -> Timing:
     """Median seconds of both, interleaved."""
     rows = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    taken: tuple[list[float], list[float]] = ([], [])
     with torch.inference_mode():
-        for _ in range(ROUNDS + 1):
-            for times, run in zip(taken, (layer, made), strict=True):
-                began = time.perf_counter()
-                run(rows)
-                times.append(time.perf_counter() - began)
-    return Timing(*(statistics.median(times[1:]) for times in taken))
+        found = latency.medians({"dense": layer, "sparse": made}, rows, repeats=ROUNDS)
+    return Timing(found["dense"], found["sparse"])

@@ -7,7 +7,6 @@ maximum pools. Inside nothing is in PyTorch's layout. What it does not know runs
 
 from __future__ import annotations
 
-import operator
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, final
@@ -22,6 +21,7 @@ from sparse_transfer.sparse import library
 from sparse_transfer.sparse.drop_in import SparseConv2d
 from sparse_transfer.sparse.layer import check
 from sparse_transfer.sparse.saved_memory import SavedMemory
+from sparse_transfer.sparse.splitting import Run, runs_of, with_regions
 from sparse_transfer.sparse.training_graph import Node, Shape, nodes_of, shape_of, weight_of
 from sparse_transfer.sparse.training_graph import fuse as fuse_nodes
 from sparse_transfer.sparse.training_layout import Layouts, Values
@@ -176,7 +176,11 @@ def fuse(module: nn.Module, example: Tensor) -> tuple[nn.Module, str | None]:
     for node, made in known.items():
         if not all(layouts.fits(part) for part in made):
             known[node] = []
-    runs = _runs(graph, known)
+    runs = runs_of(
+        graph,
+        lambda node, _: bool(known.get(node)),
+        lambda node: any(isinstance(part.layer, SparseConv2d) for part in known[node]),
+    )
     if not runs:
         return module, "no sparse convolution can be in a region"
     return _with_regions(module, graph, runs, known, layouts), None
@@ -193,67 +197,20 @@ def _remove_identities(graph: fx.GraphModule) -> None:
             graph.graph.erase_node(node)
 
 
-def _runs(graph: fx.GraphModule, known: dict[fx.Node, list[Node]]) -> list[list[fx.Node]]:
-    """Runs of consecutive nodes that are known, those that contain a sparse convolution.
-
-    Consecutive in the order of execution: nothing outside can depend on the inside and be needed by
-    it.
-    """
-    runs: list[list[fx.Node]] = [[]]
-    for node in graph.graph.nodes:
-        if known.get(node):
-            runs[-1].append(node)
-        elif node.op not in ("get_attr", "placeholder"):
-            runs.append([])
-    return [
-        run
-        for run in runs
-        if any(isinstance(part.layer, SparseConv2d) for node in run for part in known[node])
-    ]
-
-
 def _with_regions(
     module: nn.Module,
     graph: fx.GraphModule,
-    runs: list[list[fx.Node]],
+    runs: Sequence[Run],
     known: dict[fx.Node, list[Node]],
     layouts: Layouts,
 ) -> nn.Module:
-    copied = fx.Graph()
-    into: dict[fx.Node, fx.Node] = {}
-    last_of = {run[-1]: run for run in runs}
-    inside = {node for run in runs for node in run}
-    regions: dict[str, Region] = {}
-    for node in graph.graph.nodes:
-        if node not in inside:
-            into[node] = copied.node_copy(node, lambda n: into[n])
-        if node not in last_of:
-            continue
-        run = last_of[node]
-        names = {n.name for n in run}
-        sources = list(
-            dict.fromkeys(n for m in run for n in m.all_input_nodes if n.name not in names)
-        )
-        leaving = [n for n in run if any(user.name not in names for user in n.users)]
+    def region(run: Run, sources: list[fx.Node], leaving: list[fx.Node]) -> Region:
         outputs = [n.name for n in leaving]
         inputs = [Node(n.name, "input", _image(n)) for n in sources]
         parts = fuse_nodes([part for n in run for part in known[n]], set(outputs))
-        name = f"sparse_region_{len(regions)}"
-        regions[name] = Region([*inputs, *parts], outputs, layouts)
-        made = copied.call_module(name, tuple(into[n] for n in sources))
-        for number, n in enumerate(leaving):
-            into[n] = copied.call_function(operator.getitem, (made, number))
-    copied.lint()
-    root = nn.Module()
-    for name, child in module.named_children():
-        root.add_module(name, child)
-    for name, region in regions.items():
-        root.add_module(name, region)
-    for name, parameter in module.named_parameters(recurse=False):
-        root.register_parameter(name, parameter)
-    for name, buffer in module.named_buffers(recurse=False):
-        root.register_buffer(name, buffer)
-    fused = fx.GraphModule(root, copied, type(module).__name__)
+        return Region([*inputs, *parts], outputs, layouts)
+
+    fused = with_regions(module, graph, runs, region)
     for name, child in module.named_children():  # those in regions, which the graph does not call
         setattr(fused, name, child)
     return fused
