@@ -373,12 +373,19 @@ static inline TileFunction tile_function(const Op& op, int height, int width) {
 // Tiles of nearly equal size, none larger than asked for.
 static inline int pieces(int count, int size) { return (count + size - 1) / size; }
 
-static void convolve(const Op& op, const Element* in, const Element* other, Element* out,
-                     float* gradient, int tile, int first, int last) {
+struct Area {
+  int y0, y1, x0, x1;
+};
+static Area area_of(const Op& op, int tile) {
   const int across = pieces(op.count_x, op.tile_width), down = pieces(op.count_y, op.tile_height);
   const int i = tile / across, j = tile % across;
-  const int y0 = op.count_y * i / down, y1 = op.count_y * (i + 1) / down;
-  const int x0 = op.count_x * j / across, x1 = op.count_x * (j + 1) / across;
+  return {op.count_y * i / down, op.count_y * (i + 1) / down, op.count_x * j / across,
+          op.count_x * (j + 1) / across};
+}
+
+static void convolve(const Op& op, const Element* in, const Element* other, Element* out,
+                     float* gradient, int tile, int first, int last) {
+  const auto [y0, y1, x0, x1] = area_of(op, tile);
   Tile t = {};
   t.in = in + position(op.in, 0, y0 * op.step_y, x0 * op.step_x) * LANES;
   t.in_row = (int64_t)op.step_y * op.in.pitch * LANES;

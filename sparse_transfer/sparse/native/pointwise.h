@@ -38,14 +38,18 @@ static inline V activate(V v, int kind) {
   }
 }
 
+struct Rows {  // [first, last) of a block
+  int first, last;
+};
+
 // Sums and maxima over windows; the halo holds what counts outside the image. Means and maxima of
 // what is finite are finite. In float16 a window of nothing but the halo, which lies outside the
 // image, becomes zero, lest its -inf look like an overflow in a layer that follows.
 template <bool IS_MAX>
-static void pool(const Op& op, const Element* in, Element* out, int c0, int c1) {
+static void pool(const Op& op, const Element* in, Element* out, Rows rows, int c0, int c1) {
   const float share = 1.f / (op.kernel_y * op.kernel_x);
   for (int c = c0; c < c1; ++c)
-    for (int y = 0; y < op.count_y; ++y)
+    for (int y = rows.first; y < rows.last; ++y)
       for (int x = 0; x < op.count_x; ++x) {
         const Element* corner =
             in + position(op.in, c, y * op.step_y - op.pad_y, x * op.step_x - op.pad_x) * LANES;
@@ -89,10 +93,6 @@ static void mean(const Op& op, const Element* in, Element* out, int c0, int c1) 
     }
   }
 }
-
-struct Rows {  // [first, last) of a block
-  int first, last;
-};
 
 // Row by row of all channels, as they lie. ADDS: `other` is added; CUTS: below zero it is zero.
 template <bool ADDS, bool CUTS>

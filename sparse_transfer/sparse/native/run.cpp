@@ -39,7 +39,7 @@ Element* start(const Planes& p, const Place& place) {
 bool is_of_entries(const Op& op) {
   return op.kind == WRITE_VALUES || op.kind == COLLECT_GRADIENT;
 }
-int width(const Op& op) {  // what is divided among threads
+int width(const Op& op) {  // channels, or entries
   if (is_of_entries(op)) return op.n_entries;
   return (op.kind == LOAD || op.kind == GRADIENT_SUMS ? op.out : op.in).channels;
 }
@@ -50,39 +50,29 @@ bool is_tiled(const Op& op) {
 int tiles(const Op& op) {
   return pieces(op.count_x, op.tile_width) * pieces(op.count_y, op.tile_height);
 }
-int row_parts(const Op& op, int threads) {  // enough work for everybody
-  const int wanted = threads == 1 ? 1 : pieces(4 * threads, tiles(op));
-  return std::max(1, std::min(wanted, op.n_rows / 16));
-}
-int chunks(const Op& op, int threads) {
-  if (is_tiled(op)) return tiles(op) * row_parts(op, threads);
-  return threads == 1 ? 1 : std::min(4 * threads, width(op));
-}
 
 #if !defined(SPARSE_BF16) && !defined(SPARSE_FP16)
 double* own_sums(const Op& op) { return op.sums + omp_get_thread_num() * op.sums_stride; }
 #endif
 
 int height(const Op& op) {  // rows that are made
-  return is_tiled(op) ? op.count_y : (op.in.channels ? op.in : op.out).height;
+  if (is_tiled(op) || op.kind == MAX_POOL || op.kind == AVERAGE_POOL) return op.count_y;
+  return (op.in.channels ? op.in : op.out).height;
 }
 
-// `rows` of an operation that is not tiled; others than those of advance() need all.
-void run_chunk(const Op& op, const Place& place, Rows rows, int chunk, int threads) {
+// Rows [first, last) of the weights of an operation.
+void run_tile(const Op& op, const Place& place, int tile, int first, int last) {
+  Element* out = op.out.channels ? start(op.out, place) : nullptr;
+  const Element* other = op.other.channels ? start(op.other, place) : nullptr;
+  float* gradient = op.gradient ? op.gradient + omp_get_thread_num() * op.gradient_stride : nullptr;
+  convolve(op, start(op.in, place), other, out, gradient, tile, first, last);
+}
+
+// Channels [c0, c1) of an operation that is not tiled; `rows` of those that make them one by one.
+void run_channels(const Op& op, const Place& place, Rows rows, int c0, int c1) {
   Element* in = op.in.channels ? start(op.in, place) : nullptr;
   Element* out = op.out.channels ? start(op.out, place) : nullptr;
   const Element* other = op.other.channels ? start(op.other, place) : nullptr;
-  if (is_tiled(op)) {
-    const int parts = row_parts(op, threads), part = chunk % parts;
-    const int group = op.kind == DENSE ? DENSE_ROWS : 1, groups = pieces(op.n_rows, group);
-    const int first = groups * part / parts * group;
-    const int last = std::min(op.n_rows, groups * (part + 1) / parts * group);
-    float* gradient = op.gradient ? op.gradient + omp_get_thread_num() * op.gradient_stride : nullptr;
-    convolve(op, in, other, out, gradient, chunk / parts, first, last);
-    return;
-  }
-  const int all = width(op), n = chunks(op, threads);
-  const int c0 = (int64_t)all * chunk / n, c1 = (int64_t)all * (chunk + 1) / n;
   float* tensor = static_cast<float*>(place.tensors ? place.tensors[op.tensor] : nullptr);
   if (op.kind == LOAD || op.kind == STORE)
     tensor += place.item * (op.kind == LOAD ? op.out : op.in).images * op.strides[0];
@@ -90,8 +80,8 @@ void run_chunk(const Op& op, const Place& place, Rows rows, int chunk, int threa
     case LOAD: return load_planes(op, tensor, out, place.images, c0, c1);
     case STORE: return store_planes(op, in, tensor, place.images, c0, c1);
     case HALO: return fill_halo(op, in, c0, c1);
-    case MAX_POOL: return pool<true>(op, in, out, c0, c1);
-    case AVERAGE_POOL: return pool<false>(op, in, out, c0, c1);
+    case MAX_POOL: return pool<true>(op, in, out, rows, c0, c1);
+    case AVERAGE_POOL: return pool<false>(op, in, out, rows, c0, c1);
     case MEAN: return mean(op, in, out, c0, c1);
     case POINTWISE: return pointwise(op, in, other, out, rows, c0, c1);
     case REGRID:
@@ -129,8 +119,11 @@ void run_chunk(const Op& op, const Place& place, Rows rows, int chunk, int threa
   }
 }
 
-void run_chunk(const Op& op, const Place& place, int chunk, int threads) {
-  run_chunk(op, place, {0, height(op)}, chunk, threads);
+void run_all(const Op& op, const Place& place) {
+  if (is_tiled(op))
+    for (int tile = 0; tile < tiles(op); ++tile) run_tile(op, place, tile, 0, op.n_rows);
+  else
+    run_channels(op, place, {0, height(op)}, 0, width(op));
 }
 
 // At least `rows` rows of outputs, counted in rows of tiles, or of pixels, by `done`; those before
@@ -140,7 +133,7 @@ void advance(const Op* op, int* done, const Place& place, int rows) {
   if (!is_tiled(*op)) {
     if (*done >= rows) return;
     if (op->follows) advance(op - 1, done - 1, place, rows);
-    run_chunk(*op, place, {*done, rows}, 0, 1);
+    run_channels(*op, place, {*done, rows}, 0, width(*op));
     *done = rows;
     return;
   }
@@ -148,7 +141,7 @@ void advance(const Op* op, int* done, const Place& place, int rows) {
   const int down = pieces(op->count_y, op->tile_height);
   for (; op->count_y * *done / down < rows; ++*done) {
     if (op->follows) advance(op - 1, done - 1, place, op->count_y * (*done + 1) / down);
-    for (int j = 0; j < across; ++j) run_chunk(*op, place, *done * across + j, 1);
+    for (int j = 0; j < across; ++j) run_tile(*op, place, *done * across + j, 0, op->n_rows);
   }
 }
 
@@ -157,7 +150,7 @@ void run_alone(const Op* begin, const Op* end, const Place& place) {
   for (const Op *op = begin, *next; op < end; op = next) {
     for (next = op + 1; next < end && next->follows;) ++next;
     if (next == op + 1) {
-      for (int c = 0, n = chunks(*op, 1); c < n; ++c) run_chunk(*op, place, c, 1);
+      run_all(*op, place);
     } else {
       int step = 1;
       for (const Op* each = op; each < next; ++each) step = std::max(step, each->tile_height);
@@ -167,6 +160,56 @@ void run_alone(const Op* begin, const Op* end, const Place& place) {
         if (rows == all) break;
       }
     }
+  }
+}
+
+// The row of weights where that share of an operation's work is done: rows differ in their entries.
+int row_at(const Op& op, double share) {
+  if (share <= 0) return 0;
+  if (share >= 1) return op.n_rows;
+  if (op.kind == DENSE) return (int)(share * pieces(op.n_rows, DENSE_ROWS)) * DENSE_ROWS;
+  const auto work = [&](int row) {
+    int64_t sum = 4 * row;  // what a row costs without any, in entries
+    for (int block = 0; block < op.blocks; ++block) {
+      const int32_t* pointers = op.pointers + (int64_t)block * (op.n_rows + 1);
+      sum += pointers[row] - pointers[0];
+    }
+    return sum;
+  };
+  const double wanted = share * work(op.n_rows);
+  int first = 0;
+  for (int last = op.n_rows; first < last;) {
+    const int middle = (first + last) / 2;
+    if (work(middle) < wanted)
+      first = middle + 1;
+    else
+      last = middle;
+  }
+  return first;
+}
+
+// A thread's share of an operation. It is always the same one, from the first rows of pixels to the
+// last: what a thread reads is, for the most part, what it has written, and in its own cache.
+void run_share(const Op& op, const Place& place, int thread, int team) {
+  const int64_t all = width(op);
+  if (is_tiled(op)) {
+    const double positions = (double)op.count_y * op.count_x / team;
+    for (int tile = 0; tile < tiles(op); ++tile) {
+      const Area area = area_of(op, tile);
+      const int before = area.y0 * op.count_x + (area.y1 - area.y0) * area.x0;
+      const int mine = (area.y1 - area.y0) * (area.x1 - area.x0);
+      const int first = row_at(op, (positions * thread - before) / mine);
+      const int last = row_at(op, (positions * (thread + 1) - before) / mine);
+      if (first < last) run_tile(op, place, tile, first, last);
+    }
+  } else if (op.kind == POINTWISE || op.kind == MAX_POOL || op.kind == AVERAGE_POOL) {
+    const int64_t parts = all * height(op);
+    const int64_t begin = parts * thread / team, end = parts * (thread + 1) / team;
+    for (int64_t y = begin / all; y * all < end; ++y)
+      run_channels(op, place, {(int)y, (int)y + 1}, std::max(begin - y * all, (int64_t)0),
+                   std::min(end - y * all, all));
+  } else {
+    run_channels(op, place, {0, height(op)}, all * thread / team, all * (thread + 1) / team);
   }
 }
 
@@ -205,14 +248,8 @@ EXPORT void sparse_run(const Segment* segments, int32_t n_segments, const Op* op
       for (int64_t item = alone; item < items; ++item) {
         const Place place = {own, shared, saved, tensors, item, std::min(images, batch - item * images)};
         for (const Op* op = begin; op < end; ++op) {
-          const int n = chunks(*op, team);
-          if (is_fixed) {
-#pragma omp for schedule(static, 1)
-            for (int c = 0; c < n; ++c) run_chunk(*op, place, c, team);
-          } else {
-#pragma omp for schedule(dynamic, 1)
-            for (int c = 0; c < n; ++c) run_chunk(*op, place, c, team);
-          }
+          run_share(*op, place, omp_get_thread_num(), team);
+#pragma omp barrier
         }
       }
     }
