@@ -146,9 +146,13 @@ class Planner:
                 origin.after.append(lambda: self.program.sample(first, between, stride))
                 self._later(lambda: self.program.join(between, made, items))
             else:
-                source = self._get(step.inputs[0], grid, in_block)
-                taken = step.axes
-                self._later(lambda: self.program.pool(source, made, taken, is_max=True))
+                layouts = {(b.layout.grid, b.layout.block) for _, b in origin.places}
+                if first and (grid, in_block) not in layouts:
+                    first.is_shared |= origin.places[0][0] != now
+                    self._later(lambda: self.program.regrid(first, made, stride))
+                else:
+                    source, taken = self._get(step.inputs[0], grid, in_block), step.axes
+                    self._later(lambda: self.program.pool(source, made, taken, is_max=True))
         return replace(step, inputs=(name,), axes=axes)
 
     def _new(self, step: Step, grid: Grid, block: tuple[int, int]) -> Buffer:

@@ -262,9 +262,17 @@ class Program:
             gate=int(is_gate),
         )
 
-    def regrid(self, source: Buffer, target: Buffer) -> None:
-        """The same images in other lanes; from another segment the source must be shared."""
-        self.add(Kind.REGRID, buffers={"input": source, "output": target})
+    def regrid(self, source: Buffer, target: Buffer, step: tuple[int, int] = (1, 1)) -> None:
+        """Every step-th pixel of the same images in other lanes.
+
+        From another segment the source must be shared.
+        """
+        self.add(
+            Kind.REGRID,
+            buffers={"input": source, "output": target},
+            step_y=step[0],
+            step_x=step[1],
+        )
 
     def sample(self, source: Buffer, target: Buffer, step: tuple[int, int]) -> None:
         """Every step-th pixel of the source, for `join` in a later segment of more images.

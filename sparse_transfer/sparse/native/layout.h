@@ -44,23 +44,38 @@ static inline void transpose(V* v) {  // 16 x 16
 typedef float Loose __attribute__((vector_size(64), aligned(4), may_alias));
 #endif
 
+// What exists of a lane's block, and where its first pixel lies in the tensor.
+struct Part {
+  int64_t at;
+  int lane, height, width;
+};
+struct Parts {
+  Part of[LANES];
+  Parts(const Planes& p, const int64_t* strides, int images) {
+    for (int l = 0; l < LANES; ++l) {
+      const Lane lane = lane_of(p, l);
+      of[l] = {lane.image * strides[0] + lane.y * strides[2] + lane.x * strides[3], l,
+               lane.image < images ? std::clamp(p.image_height - lane.y, 0, (int)p.height) : 0,
+               std::clamp(p.image_width - lane.x, 0, (int)p.width)};
+    }
+  }
+};
+constexpr int NARROW = 4;  // columns that are not worth a transposition
+
 // Channels [c0, c1) of the item's images; lanes outside the batch or the image become zero.
 static void load_planes(const Op& op, const float* tensor, Element* out, int images, int c0, int c1) {
   const Planes& p = op.out;
   const int64_t* s = op.strides;
+  const Parts parts(p, s, images);
   Overflow overflow;
   for (int c = c0; c < c1; ++c)
     for (int y = 0; y < p.height; ++y) {
       Element* row = out + position(p, c, y, 0) * LANES;
       const float* source[LANES];
       int width[LANES];  // pixels that exist
-      for (int l = 0; l < LANES; ++l) {
-        const Lane lane = lane_of(p, l);
-        const bool exists = lane.image < images && lane.y + y < p.image_height;
-        width[l] = exists ? std::clamp(p.image_width - lane.x, 0, (int)p.width) : 0;
-        source[l] = width[l] ? tensor + lane.image * s[0] + c * s[1] + (lane.y + y) * s[2] +
-                                   lane.x * s[3]
-                             : tensor;
+      for (const Part& part : parts.of) {
+        width[part.lane] = y < part.height ? part.width : 0;
+        source[part.lane] = tensor + (width[part.lane] ? part.at + c * s[1] + y * s[2] : 0);
       }
 #if defined(__AVX512F__)
       if (s[3] == 1) {
@@ -98,21 +113,18 @@ static void load_planes(const Op& op, const float* tensor, Element* out, int ima
 static void store_planes(const Op& op, const Element* in, float* tensor, int images, int c0, int c1) {
   const Planes& p = op.in;
   const int64_t* s = op.strides;
+  const Parts parts(p, s, images);
   for (int c = c0; c < c1; ++c)
     for (int y = 0; y < p.height; ++y) {
       const Element* row = in + position(p, c, y, 0) * LANES;
       float* to[LANES];
       int width[LANES];
-      for (int l = 0; l < LANES; ++l) {
-        const Lane lane = lane_of(p, l);
-        const bool exists = lane.image < images && lane.y + y < p.image_height;
-        width[l] = exists ? std::clamp(p.image_width - lane.x, 0, (int)p.width) : 0;
-        to[l] = width[l] ? tensor + lane.image * s[0] + c * s[1] + (lane.y + y) * s[2] +
-                               lane.x * s[3]
-                         : tensor;
+      for (const Part& part : parts.of) {
+        width[part.lane] = y < part.height ? part.width : 0;
+        to[part.lane] = tensor + (width[part.lane] ? part.at + c * s[1] + y * s[2] : 0);
       }
 #if defined(__AVX512F__)
-      if (s[3] == 1) {
+      if (s[3] == 1 && p.width > NARROW) {
         for (int first = 0; first < LANES; first += 16)
           for (int x = 0; x < p.width; x += 16) {
             V v[16] = {};
@@ -167,6 +179,7 @@ static bool regrid_blocks(const Op& op, const Element* in, Element* out, int ite
   const Planes &from = op.in, &to = op.out;
   const int down = to.height / from.height, across = to.width / from.width;
   const int sources = to.images / from.images;
+  if (op.step_y > 1 || op.step_x > 1) return false;
   if (from.item < 0 || to.height % from.height || to.width % from.width ||
       to.images % from.images || from.rows != to.rows * down || from.columns != to.columns * across)
     return false;
@@ -205,6 +218,7 @@ static bool regrid_parts(const Op& op, const Element* in, Element* out, int item
                          int c1) {
   const Planes &from = op.in, &to = op.out;
   const int down = from.height / to.height, across = from.width / to.width, parts = down * across;
+  if (op.step_y > 1 || op.step_x > 1) return false;
   if (from.item < 0 || from.height % to.height || from.width % to.width ||
       from.images % to.images || to.rows != from.rows * down || to.columns != from.columns * across)
     return false;
@@ -349,7 +363,7 @@ static void gather(const Element* const (&from)[LANES], int64_t from_plane, Elem
 #endif
 }
 
-// `in` is the first item of the source; with another number of images per item it must lie in the
+// Every step-th pixel. `in` is the first item of the source; with another number of images per item it must lie in the
 // arena of the batch. `item` counts items of the destination, `images` those of them that exist.
 static void regrid(const Op& op, const Element* in, Element* out, int item, int images, int c0,
                    int c1) {
@@ -370,9 +384,9 @@ static void regrid(const Op& op, const Element* in, Element* out, int item, int 
       const Element* pixels[LANES];
       for (int l = 0; l < LANES; ++l) {
         const Lane lane = lane_of(to, l);
-        const int at_y = lane.y + y, at_x = lane.x + x;
-        const bool exists =
-            lane.image < images && at_y < to.image_height && at_x < to.image_width;
+        const int at_y = (lane.y + y) * op.step_y, at_x = (lane.x + x) * op.step_x;
+        const bool exists = lane.image < images && lane.y + y < to.image_height &&
+                            lane.x + x < to.image_width;
         const int block = at_y / from.height * from.columns + at_x / from.width;
         const int64_t inside = position(from, 0, at_y % from.height, at_x % from.width);
         pixels[l] = exists ? of_image[l] + block + inside * LANES : nullptr;

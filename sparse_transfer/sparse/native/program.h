@@ -46,7 +46,7 @@ enum Kind : int32_t {
   AVERAGE_POOL,
   MEAN,       // in -> out of one position, over all pixels of an image
   POINTWISE,  // out = activation(in * scale + bias + other) * gate
-  REGRID,     // in -> out, which cuts the same images into other lanes
+  REGRID,     // in -> out: every step-th pixel of the same images, cut into other lanes
   SUMS,           // training.h: sums and squares of in, per channel
   NORM,           // once: state of a batch norm from its sums
   GRADIENT_SUMS,  // out *= activation'(other); sums of it, and of it times in
