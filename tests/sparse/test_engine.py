@@ -17,6 +17,7 @@ from sparse_transfer.errors import UserError
 from sparse_transfer.sparse import engine, tuning
 from sparse_transfer.sparse.engine import Region
 from sparse_transfer.sparse.planning import Planner
+from sparse_transfer.sparse.program import Program
 
 pytestmark = pytest.mark.kernels
 
@@ -201,6 +202,23 @@ def test_threads_share_images_and_single_images():
             assert torch.equal(compiled(images), alone)
     finally:
         torch.set_num_threads(before)
+
+
+def test_pixels_that_a_strided_shortcut_skips_are_not_moved(monkeypatch):
+    """Where its input lies in other lanes than it is read in, only those that are read move."""
+    moved, regrid = [], Program.regrid
+
+    def watch(program, source, target, step=(1, 1)):
+        moved.append((source.layout.image, target.layout.image, step))
+        regrid(program, source, target, step)
+
+    monkeypatch.setattr(Program, "regrid", watch)
+    net = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(8, 6, 1, 2), nn.Conv2d(6, 5, 1))
+    model, images = lively(net), torch.randn(1, 4, 28, 28)
+    compiled = sparse.compile(model, images, tune=False)
+    assert moved == [((28, 28), (14, 14), (2, 2))]
+    with torch.inference_mode():
+        assert relative(compiled(images), model(images)) <= 1e-5
 
 
 def test_memory_does_not_grow():

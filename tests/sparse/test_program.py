@@ -49,6 +49,27 @@ def test_images_pass_from_any_lanes_to_any_others(
     assert torch.equal(found, images)
 
 
+@pytest.mark.parametrize("level", LEVELS)
+@settings(deadline=None, max_examples=80)
+@given(grids, grids, st.integers(1, 20), sides, sides, st.integers(2, 3), st.integers(1, 3))
+def test_every_step_th_pixel_passes_from_any_lanes_to_any_others(
+    level, first, second, batch, height, width, step_y, step_x
+):
+    images = torch.randn(batch, 5, height, width)
+    expected = images[:, :, ::step_y, ::step_x]
+    program, found = Program(library.load(level)), torch.full_like(expected, 7.0)
+    one = Buffer(laid(5, (height, width), first), is_shared=True)
+    two = Buffer(laid(5, (expected.shape[2], expected.shape[3]), second))
+    program.segment(first.images)
+    program.load(0, one)
+    program.segment(second.images)
+    program.regrid(one, two, (step_y, step_x))
+    program.store(two, 1)
+    for threads in (1, 3):
+        program.run([images, found.fill_(7.0)], batch, threads)
+        assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("down", [1, 2, 4])
 def test_whole_blocks_are_joined_by_vectors(down):
     """The way that large images take on their way to fewer pixels, with a part of a batch."""
@@ -338,6 +359,58 @@ def test_what_treats_pixels_by_themselves_takes_turns(level, is_read_again):
     program.run([images, shared], 5, 3)
     torch.testing.assert_close(shared, found)
     torch.testing.assert_close(sums.sum(0)[:12].view(6, 2), 2 * expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@settings(deadline=None, max_examples=40)
+@given(
+    grids, st.integers(1, 9), st.integers(1, 19), st.integers(1, 9), sides, sides,
+    st.integers(1, 2), st.integers(1, 3), st.booleans(),
+)  # fmt: skip
+def test_an_item_that_threads_share_is_the_same(
+    level, grid, into, middle, out, height, width, stride, blocks, is_max
+):
+    """Whatever their number, also when some have nothing to do; some rows have no weights."""
+    lib, batch = library.load(level), grid.images
+    axes = Axis(height, 3, stride, 1, 1), Axis(width, 3, stride, 1, 1)
+    pools = Axis(axes[0].output, 3, 1, 1, 1), Axis(axes[1].output, 3, 1, 1, 1)
+    (in_y, out_y), (in_x, out_x) = axes[0].blocks(grid.rows), axes[1].blocks(grid.columns)
+    size = axes[0].output, axes[1].output
+    source = Layout(into, (height, width), (in_y, in_x), grid, forward_halo(axes, grid))
+    around = Layout(middle, size, (out_y, out_x), grid, forward_halo(pools, grid))
+    one, two = Buffer(source), Buffer(around)
+    three, four = (Buffer(Layout(middle, size, (out_y, out_x), grid)) for _ in range(2))
+    five = Buffer(Layout(out, size, (out_y, out_x), grid))
+    weight = torch.randn(middle, into, 3, 3) * (torch.rand(middle, into, 3, 3) < 0.4)
+    weight[1::2] = 0
+    kept = weight.numpy() != 0
+    packed = pack_forward(Pattern.of(kept, 1), weight.numpy()[kept], axes, source, blocks)
+    full = torch.randn(out, middle, 1, 1)
+    plain = Axis(size[0]), Axis(size[1])
+    weights, offsets = pack_dense(full.numpy(), plain, four.layout, lib.dense_rows)
+    images, found = torch.randn(batch, into, height, width), torch.zeros(batch, out, *size)
+    program = Program(lib)
+    program.segment(grid.images)
+    program.load(0, one)
+    program.halo(one)
+    program.sparse(
+        packed, one, two, tile=(1, min(2, out_x)), blocks=blocks, step=(stride, stride),
+        channels=np.arange(middle, dtype=np.int32), count=(out_y, out_x),
+    )  # fmt: skip
+    program.halo(two, -np.inf if is_max else 0.0)
+    program.pool(two, three, pools, is_max)
+    program.pointwise(three, four, activation=Activation.RELU)
+    program.dense(weights, offsets, four, five, tile=(1, 1), blocks=1, step=(1, 1))
+    program.store(five, 1)
+    program.run([images, found], batch, 1)
+    pooled = functional.conv2d(images, weight, stride=stride, padding=1)
+    pool = functional.max_pool2d if is_max else functional.avg_pool2d
+    expected = functional.conv2d(pool(pooled, 3, 1, 1).relu(), full)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    for threads in (2, 3, 7, 24):
+        shared = torch.zeros_like(found)
+        program.run([images, shared], batch, threads)
+        assert torch.equal(shared, found)
 
 
 def test_costs_follow_idle_lanes_and_small_blocks():

@@ -47,20 +47,22 @@ typedef float Loose __attribute__((vector_size(64), aligned(4), may_alias));
 // What exists of a lane's block, and where its first pixel lies in the tensor.
 struct Part {
   int64_t at;
-  int lane, height, width;
+  int height, width;
 };
 struct Parts {
   Part of[LANES];
+  int exist[LANES], count = 0;  // lanes of which anything exists
+
   Parts(const Planes& p, const int64_t* strides, int images) {
     for (int l = 0; l < LANES; ++l) {
       const Lane lane = lane_of(p, l);
-      of[l] = {lane.image * strides[0] + lane.y * strides[2] + lane.x * strides[3], l,
+      of[l] = {lane.image * strides[0] + lane.y * strides[2] + lane.x * strides[3],
                lane.image < images ? std::clamp(p.image_height - lane.y, 0, (int)p.height) : 0,
                std::clamp(p.image_width - lane.x, 0, (int)p.width)};
+      if (of[l].height && of[l].width) exist[count++] = l;
     }
   }
 };
-constexpr int NARROW = 4;  // columns that are not worth a transposition
 
 // Channels [c0, c1) of the item's images; lanes outside the batch or the image become zero.
 static void load_planes(const Op& op, const float* tensor, Element* out, int images, int c0, int c1) {
@@ -73,9 +75,10 @@ static void load_planes(const Op& op, const float* tensor, Element* out, int ima
       Element* row = out + position(p, c, y, 0) * LANES;
       const float* source[LANES];
       int width[LANES];  // pixels that exist
-      for (const Part& part : parts.of) {
-        width[part.lane] = y < part.height ? part.width : 0;
-        source[part.lane] = tensor + (width[part.lane] ? part.at + c * s[1] + y * s[2] : 0);
+      for (int l = 0; l < LANES; ++l) {
+        const Part& part = parts.of[l];
+        width[l] = y < part.height ? part.width : 0;
+        source[l] = tensor + (width[l] ? part.at + c * s[1] + y * s[2] : 0);
       }
 #if defined(__AVX512F__)
       if (s[3] == 1) {
@@ -117,14 +120,9 @@ static void store_planes(const Op& op, const Element* in, float* tensor, int ima
   for (int c = c0; c < c1; ++c)
     for (int y = 0; y < p.height; ++y) {
       const Element* row = in + position(p, c, y, 0) * LANES;
-      float* to[LANES];
-      int width[LANES];
-      for (const Part& part : parts.of) {
-        width[part.lane] = y < part.height ? part.width : 0;
-        to[part.lane] = tensor + (width[part.lane] ? part.at + c * s[1] + y * s[2] : 0);
-      }
+      float* to = tensor + c * s[1] + y * s[2];
 #if defined(__AVX512F__)
-      if (s[3] == 1 && p.width > NARROW) {
+      if (s[3] == 1 && p.width > 4) {  // or they are not worth the transposition
         for (int first = 0; first < LANES; first += 16)
           for (int x = 0; x < p.width; x += 16) {
             V v[16] = {};
@@ -132,26 +130,32 @@ static void store_planes(const Op& op, const Element* in, float* tensor, int ima
               v[i] = load(row + (x + i) * LANES + first);
             transpose(v);
             for (int l = 0; l < 16; ++l) {
-              const int count = std::min(16, width[first + l] - x);
+              const Part& part = parts.of[first + l];
+              const int count = y < part.height ? std::min(16, part.width - x) : 0;
               if (count == 16)
-                *reinterpret_cast<Loose*>(to[first + l] + x) = v[l];
+                *reinterpret_cast<Loose*>(to + part.at + x) = v[l];
               else if (count > 0)
-                std::memcpy(to[first + l] + x, &v[l], count * sizeof(float));
+                std::memcpy(to + part.at + x, &v[l], count * sizeof(float));
             }
           }
         continue;
       }
 #endif
-      for (int l = 0; l < LANES; ++l)
-        for (int x = 0; x < width[l]; ++x) to[l][x * s[3]] = number(row[x * LANES + l]);
+      for (int i = 0; i < parts.count; ++i) {
+        const int l = parts.exist[i];
+        const Part& part = parts.of[l];
+        for (int x = 0; y < part.height && x < part.width; ++x)
+          to[part.at + x * s[3]] = number(row[x * LANES + l]);
+      }
     }
 }
 
-static void fill_halo(const Op& op, Element* in, int c0, int c1) {
+// Moves [m0, m1).
+static void fill_halo(const Op& op, Element* in, int m0, int m1, int c0, int c1) {
   const Element fill = element(op.fill);
   for (int c = c0; c < c1; ++c) {
     Element* plane = in + (int64_t)c * op.in.size * LANES;
-    for (int m = 0; m < op.n_moves; ++m) {
+    for (int m = m0; m < m1; ++m) {
       const int32_t* move = op.offsets + 3 * m;
       const Element* from = plane + (int64_t)move[0] * LANES;
       Element* to = plane + (int64_t)move[1] * LANES;

@@ -55,8 +55,9 @@ int tiles(const Op& op) {
 double* own_sums(const Op& op) { return op.sums + omp_get_thread_num() * op.sums_stride; }
 #endif
 
-int height(const Op& op) {  // rows that are made
+int height(const Op& op) {  // rows that are made, or moves
   if (is_tiled(op) || op.kind == MAX_POOL || op.kind == AVERAGE_POOL) return op.count_y;
+  if (op.kind == HALO) return op.n_moves;
   return (op.in.channels ? op.in : op.out).height;
 }
 
@@ -68,7 +69,8 @@ void run_tile(const Op& op, const Place& place, int tile, int first, int last) {
   convolve(op, start(op.in, place), other, out, gradient, tile, first, last);
 }
 
-// Channels [c0, c1) of an operation that is not tiled; `rows` of those that make them one by one.
+// Channels [c0, c1) of an operation that is not tiled; `rows` of those that make them one by one,
+// or moves.
 void run_channels(const Op& op, const Place& place, Rows rows, int c0, int c1) {
   Element* in = op.in.channels ? start(op.in, place) : nullptr;
   Element* out = op.out.channels ? start(op.out, place) : nullptr;
@@ -79,7 +81,7 @@ void run_channels(const Op& op, const Place& place, Rows rows, int c0, int c1) {
   switch (op.kind) {
     case LOAD: return load_planes(op, tensor, out, place.images, c0, c1);
     case STORE: return store_planes(op, in, tensor, place.images, c0, c1);
-    case HALO: return fill_halo(op, in, c0, c1);
+    case HALO: return fill_halo(op, in, rows.first, rows.last, c0, c1);
     case MAX_POOL: return pool<true>(op, in, out, rows, c0, c1);
     case AVERAGE_POOL: return pool<false>(op, in, out, rows, c0, c1);
     case MEAN: return mean(op, in, out, c0, c1);
@@ -163,11 +165,11 @@ void run_alone(const Op* begin, const Op* end, const Place& place) {
   }
 }
 
-// The row of weights where that share of an operation's work is done: rows differ in their entries.
-int row_at(const Op& op, double share) {
-  if (share <= 0) return 0;
-  if (share >= 1) return op.n_rows;
-  if (op.kind == DENSE) return (int)(share * pieces(op.n_rows, DENSE_ROWS)) * DENSE_ROWS;
+// The row of weights where `part` of `whole` of the work is done: rows differ in their entries.
+int row_at(const Op& op, int64_t part, int64_t whole) {
+  if (part <= 0) return 0;
+  if (part >= whole) return op.n_rows;
+  if (op.kind == DENSE) return part * pieces(op.n_rows, DENSE_ROWS) / whole * DENSE_ROWS;
   const auto work = [&](int row) {
     int64_t sum = 4 * row;  // what a row costs without any, in entries
     for (int block = 0; block < op.blocks; ++block) {
@@ -176,11 +178,11 @@ int row_at(const Op& op, double share) {
     }
     return sum;
   };
-  const double wanted = share * work(op.n_rows);
+  const int64_t wanted = work(op.n_rows) * part;
   int first = 0;
   for (int last = op.n_rows; first < last;) {
     const int middle = (first + last) / 2;
-    if (work(middle) < wanted)
+    if (work(middle) * whole < wanted)
       first = middle + 1;
     else
       last = middle;
@@ -193,21 +195,26 @@ int row_at(const Op& op, double share) {
 void run_share(const Op& op, const Place& place, int thread, int team) {
   const int64_t all = width(op);
   if (is_tiled(op)) {
-    const double positions = (double)op.count_y * op.count_x / team;
+    const int64_t begin = (int64_t)op.count_y * op.count_x * thread;  // team-ths of positions
+    const int64_t end = begin + (int64_t)op.count_y * op.count_x;
     for (int tile = 0; tile < tiles(op); ++tile) {
       const Area area = area_of(op, tile);
-      const int before = area.y0 * op.count_x + (area.y1 - area.y0) * area.x0;
-      const int mine = (area.y1 - area.y0) * (area.x1 - area.x0);
-      const int first = row_at(op, (positions * thread - before) / mine);
-      const int last = row_at(op, (positions * (thread + 1) - before) / mine);
+      const int64_t mine = (int64_t)(area.y1 - area.y0) * (area.x1 - area.x0) * team;
+      const int64_t before =
+          ((int64_t)area.y0 * op.count_x + (int64_t)(area.y1 - area.y0) * area.x0) * team;
+      const int first = row_at(op, begin - before, mine), last = row_at(op, end - before, mine);
       if (first < last) run_tile(op, place, tile, first, last);
     }
   } else if (op.kind == POINTWISE || op.kind == MAX_POOL || op.kind == AVERAGE_POOL) {
-    const int64_t parts = all * height(op);
-    const int64_t begin = parts * thread / team, end = parts * (thread + 1) / team;
-    for (int64_t y = begin / all; y * all < end; ++y)
-      run_channels(op, place, {(int)y, (int)y + 1}, std::max(begin - y * all, (int64_t)0),
-                   std::min(end - y * all, all));
+    const int rows = height(op);
+    for (int c = 0; c < all; ++c) {  // where rows do not divide, channels take turns in having more
+      const int begin = (rows * thread + c % team) / team;
+      const int end = (rows * (thread + 1) + c % team) / team;
+      if (begin < end) run_channels(op, place, {begin, end}, c, c + 1);
+    }
+  } else if (op.kind == HALO && op.n_moves && op.offsets[0] != op.offsets[1]) {
+    const int64_t n = op.n_moves;  // in rows, too; where the first ones clear pixels they come first
+    run_channels(op, place, {(int)(n * thread / team), (int)(n * (thread + 1) / team)}, 0, all);
   } else {
     run_channels(op, place, {0, height(op)}, all * thread / team, all * (thread + 1) / team);
   }
