@@ -31,7 +31,9 @@ struct Place {
 };
 
 float* first_item(const Planes& p, const Place& place) {
-  return (p.item < 0 ? place.own : p.is_saved ? place.saved : place.batch) + p.at;
+  if (p.item < 0) return place.own + p.at;
+  if (p.tensor >= 0) return static_cast<float*>(place.tensors[p.tensor]);
+  return (p.is_saved ? place.saved : place.batch) + p.at;
 }
 Element* start(const Planes& p, const Place& place) {
   return reinterpret_cast<Element*>(first_item(p, place) + (p.item < 0 ? 0 : place.item * p.item));
