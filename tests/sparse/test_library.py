@@ -39,7 +39,7 @@ def test_other_compilers_and_processors_take_the_portable_level(tmp_path: Path, 
         pytest.skip(f"no {compiler} here")
     done = subprocess.run(
         [
-            compiler, "-std=c++17", "-O1", "-fopenmp", "-shared", "-fPIC", "-Wall", "-Wextra",
+            compiler, "-std=c++17", "-O3", "-fopenmp", "-shared", "-fPIC", "-Wall", "-Wextra",
             Path(library.__file__).parent / "native" / "run.cpp", "-o", tmp_path / "kernels.so",
         ],
         capture_output=True, text=True, timeout=300,
