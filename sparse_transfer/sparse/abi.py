@@ -67,6 +67,7 @@ class Planes(ctypes.Structure):
         ("rows", c_int32),
         ("columns", c_int32),
         ("is_saved", c_int32),
+        ("tensor", c_int32),
     ]
 
 

@@ -28,6 +28,7 @@ struct Planes {
   int32_t image_height, image_width;  // pixels of a whole image; blocks may stick out
   int32_t images, rows, columns;
   int32_t is_saved;  // with `item`: in the arena that outlives the run
+  int32_t tensor;    // with `item`: in that tensor, whose channels are planes without gaps; or -1
 };
 
 struct Entry {  // weights that are not zero, and where their inputs lie from the tile's first
