@@ -17,7 +17,7 @@ from sparse_transfer.errors import UserError
 from sparse_transfer.sparse import emission, library
 from sparse_transfer.sparse.buffers import Buffer
 from sparse_transfer.sparse.layout import Axis, Grid, Layout, forward_halo, grid_for
-from sparse_transfer.sparse.packing import Packed, Pattern
+from sparse_transfer.sparse.packing import Packed, PackedDense, Pattern
 from sparse_transfer.sparse.program import Program
 
 PLANS = 8  # sizes of images whose programs a layer keeps
@@ -31,7 +31,7 @@ class _Plan:
     """
 
     program: Program
-    packed: tuple[Packed, ...]
+    packed: tuple[Packed | PackedDense, ...]
     gradient: Tensor | None = None
 
 

@@ -67,22 +67,12 @@ int height(const Op& op) {  // rows that are made
   return is_tiled(op) ? op.count_y : (op.in.channels ? op.in : op.out).height;
 }
 
-// `rows` of an operation that is not tiled; others than those of advance() need all.
-void run_chunk(const Op& op, const Place& place, Rows rows, int chunk, int threads) {
+// Channels (or entries) from c0 to c1, and `rows`, of an operation that is not tiled; others than
+// those of advance() need all rows.
+void run_part(const Op& op, const Place& place, Rows rows, int c0, int c1) {
   Element* in = op.in.channels ? start(op.in, place) : nullptr;
   Element* out = op.out.channels ? start(op.out, place) : nullptr;
   const Element* other = op.other.channels ? start(op.other, place) : nullptr;
-  if (is_tiled(op)) {
-    const int parts = row_parts(op, threads), part = chunk % parts;
-    const int group = op.kind == DENSE ? DENSE_ROWS : 1, groups = pieces(op.n_rows, group);
-    const int first = groups * part / parts * group;
-    const int last = std::min(op.n_rows, groups * (part + 1) / parts * group);
-    float* gradient = op.gradient ? op.gradient + omp_get_thread_num() * op.gradient_stride : nullptr;
-    convolve(op, in, other, out, gradient, chunk / parts, first, last);
-    return;
-  }
-  const int all = width(op), n = chunks(op, threads);
-  const int c0 = (int64_t)all * chunk / n, c1 = (int64_t)all * (chunk + 1) / n;
   float* tensor = static_cast<float*>(place.tensors ? place.tensors[op.tensor] : nullptr);
   if (op.kind == LOAD || op.kind == STORE)
     tensor += place.item * (op.kind == LOAD ? op.out : op.in).images * op.strides[0];
@@ -130,7 +120,20 @@ void run_chunk(const Op& op, const Place& place, Rows rows, int chunk, int threa
 }
 
 void run_chunk(const Op& op, const Place& place, int chunk, int threads) {
-  run_chunk(op, place, {0, height(op)}, chunk, threads);
+  if (is_tiled(op)) {
+    const int parts = row_parts(op, threads), part = chunk % parts;
+    const int group = op.kind == DENSE ? DENSE_ROWS : op.n_offsets ? GRADIENT_ROWS : 1;
+    const int groups = pieces(op.n_rows, group);
+    const int first = groups * part / parts * group;
+    const int last = std::min(op.n_rows, groups * (part + 1) / parts * group);
+    float* gradient = op.gradient ? op.gradient + omp_get_thread_num() * op.gradient_stride : nullptr;
+    const Element* other = op.other.channels ? start(op.other, place) : nullptr;
+    Element* out = op.out.channels ? start(op.out, place) : nullptr;
+    convolve(op, start(op.in, place), other, out, gradient, chunk / parts, first, last);
+    return;
+  }
+  const int64_t all = width(op), n = chunks(op, threads);
+  run_part(op, place, {0, height(op)}, all * chunk / n, all * (chunk + 1) / n);
 }
 
 // At least `rows` rows of outputs, counted in rows of tiles, or of pixels, by `done`; those before
@@ -140,7 +143,7 @@ void advance(const Op* op, int* done, const Place& place, int rows) {
   if (!is_tiled(*op)) {
     if (*done >= rows) return;
     if (op->follows) advance(op - 1, done - 1, place, rows);
-    run_chunk(*op, place, {*done, rows}, 0, 1);
+    run_part(*op, place, {*done, rows}, 0, width(*op));
     *done = rows;
     return;
   }
@@ -152,12 +155,28 @@ void advance(const Op* op, int* done, const Place& place, int rows) {
   }
 }
 
+// Operations from `begin` to `end`, which treat every channel by itself: all of them for as many
+// channels as the cache holds, then for the next.
+void run_by_channels(const Op* begin, const Op* end, const Place& place) {
+  constexpr int64_t CACHE = 1 << 19;  // bytes
+  int64_t bytes = 0;                  // of a channel
+  for (const Op* op = begin; op < end; ++op)
+    for (const Planes* p : {&op->in, &op->out, &op->other})
+      if (p->channels) bytes += (int64_t)p->height * p->width * LANES * sizeof(Element);
+  const int all = width(*begin), together = std::max<int64_t>(1, CACHE / bytes);
+  for (int c = 0; c < all; c += together)
+    for (const Op* op = begin; op < end; ++op)
+      run_part(*op, place, {0, height(*op)}, c, std::min(all, c + together));
+}
+
 // Operations from `begin` to `end` by one thread; those that follow one another take turns.
 void run_alone(const Op* begin, const Op* end, const Place& place) {
   for (const Op *op = begin, *next; op < end; op = next) {
     for (next = op + 1; next < end && next->follows;) ++next;
     if (next == op + 1) {
       for (int c = 0, n = chunks(*op, 1); c < n; ++c) run_chunk(*op, place, c, 1);
+    } else if (op[1].follows == BY_CHANNELS) {
+      run_by_channels(op, next, place);
     } else {
       int step = 1;
       for (const Op* each = op; each < next; ++each) step = std::max(step, each->tile_height);
