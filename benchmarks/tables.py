@@ -3,7 +3,9 @@
     python benchmarks/tables.py inference.json training.json layers.json scaling.json
     python benchmarks/tables.py inference.json --into docs/when-zeros-pay.md
 
-The second puts them between `<!-- sparse_inference -->` and `<!-- /sparse_inference -->` of a page.
+The second puts them between `<!-- sparse_inference -->` and `<!-- /sparse_inference -->` of a page;
+between `<!-- sparse_inference goals -->` and `<!-- /sparse_inference goals -->` go those with goals
+alone.
 Every table is headed by its machine. A cell is a median with its 95 % interval, the goal where
 there is one, and PASS or MISS; sparsity and MAC density are percentages.
 """
@@ -60,8 +62,20 @@ def inference(cells: Sequence[Cell]) -> Iterator[str]:
     yield from goals(timed)
     yield "\n### Inference against MAC density\n"
     yield from densities(timed)
-    costs = [figure for cell in cells if cell.get("cost") for figure in cell["figures"]]
-    if costs:
+    yield from costs(cells)
+
+
+def inference_goals(cells: Sequence[Cell]) -> Iterator[str]:
+    """What has a goal that asks for more than not to be slower, then costs."""
+    yield "### Inference, × best dense\n"
+    yield from goals(cell for cell in cells if "speedup" in cell and (cell["goal"] or 0) > 1)
+    yield from costs(cells)
+
+
+def costs(cells: Sequence[Cell]) -> Iterator[str]:
+    """What must not be above a limit."""
+    figures = [figure for cell in cells if cell.get("cost") for figure in cell["figures"]]
+    if figures:
         yield "\n### Costs\n"
         rows = (
             [
@@ -70,17 +84,14 @@ def inference(cells: Sequence[Cell]) -> Iterator[str]:
                 "" if c["goal"] is None else f"{c['goal']:.1f}",
                 verdict({**c, "at_most": True}),
             ]  # fmt: skip
-            for c in costs
+            for c in figures
         )
         yield from _table(["cost", "measured", "at most", ""], rows)
 
 
 def training(cells: Sequence[Cell]) -> Iterator[str]:
     """Both tables of goals, then memory."""
-    yield "### One training step, × best dense float32\n"
-    yield from goals(cells, "float32")
-    yield "\n### One training step, × best dense including bf16\n"
-    yield from goals(cells, "any")
+    yield from training_goals(cells)
     memory = [cell for cell in cells if cell.get("memory")]
     if memory:
         yield "\n### Parameters, gradients and optimizer state, MiB (peak of the process)\n"
@@ -90,6 +101,14 @@ def training(cells: Sequence[Cell]) -> Iterator[str]:
             for c in memory
         )
         yield from _table(["work", "zeros, %", *names], rows)
+
+
+def training_goals(cells: Sequence[Cell]) -> Iterator[str]:
+    """Against dense float32, and against the best of any precision."""
+    yield "### One training step, × best dense float32\n"
+    yield from goals(cells, "float32")
+    yield "\n### One training step, × best dense including bf16\n"
+    yield from goals(cells, "any")
 
 
 def layers(cells: Sequence[Cell]) -> Iterator[str]:
@@ -137,10 +156,11 @@ KINDS: dict[str, Callable[[Sequence[Cell]], Iterator[str]]] = {
     "sparse_layers": layers,
     "sparse_scaling": scaling,
 }
+SHORT = {"sparse_inference": inference_goals, "sparse_training": training_goals}
 
 
-def document(path: Path) -> Iterator[str]:
-    """The tables of one file.
+def opened(path: Path) -> tuple[str, dict[str, Any]]:
+    """The benchmark of a file, and what the file holds.
 
     Raises:
         UserError: it is not of one of these benchmarks.
@@ -149,23 +169,36 @@ def document(path: Path) -> Iterator[str]:
     kind = content.get("benchmark") if isinstance(content, dict) else None
     if kind not in KINDS:
         raise UserError(f"{path} holds no tables.", f"Its benchmark is {kind}; {', '.join(KINDS)}.")
+    return kind, content
+
+
+def document(
+    content: dict[str, Any], tables: Callable[[Sequence[Cell]], Iterator[str]]
+) -> Iterator[str]:
+    """The machine, and the tables of its cells."""
     yield f"{content['machine']}\n"
-    yield from KINDS[kind](content["cells"])
+    yield from tables(content["cells"])
     yield ""
 
 
-def filled(page: str, kind: str, lines: Iterable[str]) -> str:
-    """The page with the lines between the marks of a benchmark, in the place of what was there.
+def filled(page: str, kind: str, content: dict[str, Any]) -> str:
+    """The page with tables between the marks of a benchmark, in the place of what was there.
 
     Raises:
         UserError: the page has no such marks.
     """
-    start, end = f"<!-- {kind} -->", f"<!-- /{kind} -->"
-    head, found, rest = page.partition(start)
-    _, closed, tail = rest.partition(end)
-    if not found or not closed:
-        raise UserError(f"The page has no place for {kind}.", f"It lacks {start} or {end}.")
-    return "\n".join([head + start, *lines, end + tail])
+    places = {kind: KINDS[kind]} | ({f"{kind} goals": SHORT[kind]} if kind in SHORT else {})
+    is_found = False
+    for name, tables in places.items():
+        start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        head, found, rest = page.partition(start)
+        _, closed, tail = rest.partition(end)
+        if found and closed:
+            page, is_found = "\n".join([head + start, *document(content, tables), end + tail]), True
+    if not is_found:
+        marks = " or ".join(f"<!-- {name} --> and <!-- /{name} -->" for name in places)
+        raise UserError(f"The page has no place for {kind}.", f"It lacks {marks}.")
+    return page
 
 
 def _interval(figures: Cell) -> str:
@@ -202,12 +235,11 @@ def main() -> int:
     parser.add_argument("--into", type=Path, help="write them into this page, do not print them")
     options = parser.parse_args()
     for path in options.files:
-        lines = list(document(path))
+        kind, content = opened(path)
         if options.into is None:
-            sys.stdout.write("\n".join(lines) + "\n")
+            sys.stdout.write("\n".join(document(content, KINDS[kind])) + "\n")
             continue
-        page = options.into.read_text(encoding="utf-8")
-        page = filled(page, store.read_json(path)["benchmark"], lines)
+        page = filled(options.into.read_text(encoding="utf-8"), kind, content)
         with store.replacing(options.into) as temporary:
             temporary.write_text(page, encoding="utf-8")
     return 0

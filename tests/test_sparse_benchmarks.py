@@ -213,7 +213,9 @@ def test_tables_hold_the_figures_goals_and_words(benchmark, tmp_path: Path):
     store.write_json(
         tmp_path / "i.json", {"benchmark": "sparse_inference", "machine": "m", "cells": cells}
     )
-    lines = list(benchmark("tables").document(tmp_path / "i.json"))
+    tables = benchmark("tables")
+    _, content = tables.opened(tmp_path / "i.json")
+    lines = list(tables.document(content, tables.inference))
     assert lines[0] == "m\n"
     assert "| net | 2.50 [2.00, 3.00], 3: MISS |" in lines
     assert "| net | 90.0 | 10.0 | 2.50 [2.00, 3.00] | dense | sparse, float32 | 4.0 |" in lines
@@ -228,27 +230,45 @@ def test_tables_hold_the_figures_goals_and_words(benchmark, tmp_path: Path):
     store.write_json(
         tmp_path / "t.json", {"benchmark": "sparse_training", "machine": "m", "cells": cells}
     )
-    lines = list(benchmark("tables").document(tmp_path / "t.json"))
+    _, content = tables.opened(tmp_path / "t.json")
+    lines = list(tables.document(content, tables.training))
     assert "| net | 2.50 [2.00, 3.00], 2: PASS |" in lines and "| net | 2.50 |" in lines
     assert "| net | 80 | 4 (9) | 4 (9) |" in lines
     store.write_json(tmp_path / "x.json", {"cells": []})
     with pytest.raises(UserError, match="holds no tables"):
-        list(benchmark("tables").document(tmp_path / "x.json"))
+        tables.opened(tmp_path / "x.json")
 
 
 def test_tables_take_the_place_of_older_ones(benchmark):
-    filled = benchmark("tables").filled
-    page = "a\n<!-- x -->\nold\n<!-- /x -->\nb\n"
-    once = filled(page, "x", ["| new |"])
-    assert once == "a\n<!-- x -->\n| new |\n<!-- /x -->\nb\n" == filled(once, "x", ["| new |"])
-    with pytest.raises(UserError, match="no place for y"):
-        filled(page, "y", [])
+    tables = benchmark("tables")
+    cells = [
+        {"row": row, "sparsity": 0.9, "mac_density": 0.1, "measured_sparsity": 0.9, **SPEED,
+         "goal": goal, "best_dense": "dense", "engine": "sparse", "precision": "float32",
+         "compile_s": 4.0}
+        for row, goal in (("fast", 2.0), ("floor", 0.97), ("open", None))
+    ]  # fmt: skip
+    content = {"machine": "m", "cells": cells}
+    for name, rows in (("", ["fast", "floor", "open"]), (" goals", ["fast"])):
+        mark = f"sparse_inference{name}"
+        page = f"a\n<!-- {mark} -->\nold\n<!-- /{mark} -->\nb\n"
+        once = tables.filled(page, "sparse_inference", content)
+        assert once == tables.filled(once, "sparse_inference", content) and "old" not in once
+        assert once.startswith(f"a\n<!-- {mark} -->\nm\n") and once.endswith(
+            f"<!-- /{mark} -->\nb\n"
+        )
+        goal_table = once.partition("### Inference against")[0]
+        assert [row for row in ("fast", "floor", "open") if f"| {row} |" in goal_table] == rows
+    with pytest.raises(UserError, match="no place for sparse_training"):
+        tables.filled(page, "sparse_training", {"machine": "m", "cells": []})
 
 
 @pytest.mark.parametrize("kind", ["sparse_inference", "sparse_training", "sparse_layers"])
-def test_the_page_for_users_has_a_place_for_every_table(benchmark, kind: str):
+def test_the_pages_for_users_have_a_place_for_every_table(benchmark, kind: str):
     page = (FOLDER.parent / "docs" / "when-zeros-pay.md").read_text(encoding="utf-8")
-    assert "| figure |" in benchmark("tables").filled(page, kind, ["| figure |"])
+    assert f"<!-- {kind} -->" in page and f"<!-- /{kind} -->" in page
+    if kind in benchmark("tables").SHORT:
+        page = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
+        assert f"<!-- {kind} goals -->" in page and f"<!-- /{kind} goals -->" in page
 
 
 def test_a_figure_shows_both_engines_and_the_roofs_in_reach(benchmark):

@@ -13,15 +13,17 @@ from typing import Any
 import pandas as pd
 
 from sparse_transfer.backends import uses_zeros
-from sparse_transfer.report.cells import Column, Table, with_values
+from sparse_transfer.report.cells import Column, Table, records, with_values
 from sparse_transfer.statistics.intervals import t_interval
 from sparse_transfer.store import slug
 
 REGIME = ["backend", "device", "threads", "batch_size", "idle_ms", "image_size"]
 TIMES = ("p10_s", "p90_s", "p99_s", "images_per_s", "relative_error")
 SCORES = ("accuracy", "accuracy_float32", "agreement", "scored_images")
-NUMBERS = ("median_s", *TIMES, *SCORES, "speedup", "speedup_low", "speedup_high", "mac_ratio")
+RATIOS = ("speedup", "speedup_low", "speedup_high")
+NUMBERS = ("median_s", *TIMES, *SCORES, *RATIOS, "mac_ratio", "zero_layers")
 NO_ZEROS = "does not use zeros"
+CONSTANT = "computes a constant"
 COLUMNS = (
     Column("model", "model", choice=True),
     Column("method", "method", choice=True),
@@ -58,7 +60,8 @@ def measurements(bench: pd.DataFrame) -> pd.DataFrame:
     `speedup` (with `_low`, `_high`) is missing for dense models and for backends that do not use
     zeros; `measured` says in words what is to be shown. The interval is over upstream seeds, or
     that of the measurement itself where there is one seed. `beside_s` is the dense model's time,
-    on the backend that the speedup is over (`over`).
+    on the backend that the speedup is over (`over`). A model that computes a constant has no
+    speedup; `zero_layers` counts layers that do, the most of all seeds.
     """
     numbers = {name: _numbers(bench, name) for name in NUMBERS}
     # results of earlier versions were all taken back to back
@@ -75,6 +78,8 @@ def measurements(bench: pd.DataFrame) -> pd.DataFrame:
         row["over"] = ", ".join(sorted(set(part["over"].dropna()))) if "over" in part else ""
         row["uses_zeros"] = bool(part["uses_zeros"].map(uses_zeros).all())
         row["theoretical"] = theoretical(part["mac_ratio"], row["method"])
+        row["is_constant"] = "is_constant" in part and part["is_constant"].eq(True).any()
+        row["zero_layers"] = part["zero_layers"].max()
         rows.append(row | _speedup(part, row))
     made = pd.DataFrame(rows)
     # A dense model has no zeros to use: it is shown where a pruned one beside it gains.
@@ -93,13 +98,27 @@ def speedup_table(measured: pd.DataFrame, *, arm: str, held_fixed: str) -> Table
     if not part["idle_ms"].any():
         columns = tuple(column for column in columns if column.key != "idle_ms")
     silent = sorted(part.loc[~part["uses_zeros"], "backend"].unique())
-    notes = ()
+    notes = []
     if silent:
-        notes = (
+        notes.append(
             f"Backend {' and '.join(silent)}: {NO_ZEROS}; a pruned model computes as much as a "
-            "dense one, so no ratio is given.",
+            "dense one, so no ratio is given."
         )
-    return Table(f"speed-{slug(arm)}", "Time per batch", part, columns, "", notes, held_fixed)
+    if part["is_constant"].any():
+        notes.append(
+            "Where a model computes a constant, its outputs for different images do not differ: it "
+            "collapsed under its mask, its time says nothing, and no ratio is given."
+        )
+    cut = part[part["zero_layers"].gt(0) & ~part["is_constant"]]
+    if len(cut):
+        names = dict.fromkeys(f"{row['method']} {row['sparsity']:.4g}" for row in records(cut))
+        notes.append(
+            f"{', '.join(names)}: layers have no weight left, or a batch norm that multiplies by "
+            "zero; whole branches may be skipped, and the time says little of other networks."
+        )
+    return Table(
+        f"speed-{slug(arm)}", "Time per batch", part, columns, "", tuple(notes), held_fixed
+    )
 
 
 def regime(row: Mapping[str, Any]) -> str:
@@ -125,11 +144,13 @@ def _numbers(bench: pd.DataFrame, name: str) -> pd.Series:
 
 
 def _speedup(part: pd.DataFrame, row: Mapping[str, Any]) -> dict[str, Any]:
-    nothing = dict.fromkeys(("speedup", "speedup_low", "speedup_high"), float("nan"))
+    nothing = dict.fromkeys(RATIOS, float("nan"))
     if row["method"] == "dense":
         return nothing | {"measured": "reference"}
     if not row["uses_zeros"]:
         return nothing | {"measured": NO_ZEROS}
+    if row["is_constant"]:
+        return nothing | {"measured": CONSTANT}
     if len(part) == 1:
         ratio, low, high = (float(part[name].iloc[0]) for name in nothing)
     else:

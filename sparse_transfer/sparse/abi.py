@@ -6,7 +6,7 @@ import ctypes
 import enum
 from ctypes import c_double, c_float, c_int32, c_int64, c_uint16, c_void_p
 
-VERSION = 2  # ABI of native/program.h: libraries of another one are refused
+VERSION = 3  # ABI of native/program.h: libraries of another one are refused
 
 
 class Kind(enum.IntEnum):
@@ -75,6 +75,7 @@ class Planes(ctypes.Structure):
         ("rows", c_int32),
         ("columns", c_int32),
         ("is_saved", c_int32),
+        ("tensor", c_int32),
     ]
 
 

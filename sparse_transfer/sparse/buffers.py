@@ -16,6 +16,8 @@ class Buffer:
         layout: where its pixels lie.
         is_shared: in the arena of the batch.
         is_saved: in memory that the caller brings; the caller places it, too.
+        tensor: it lies in the caller's tensor of that number, which is contiguous and begins at a
+            multiple of 64 bytes, image by image; the layout is `layout.as_tensor`'s.
         uses: numbers of the operations that touch it.
         at: first float in its arena, once it is placed.
         whole, first: the buffer of which these are some channels, and the first of them.
@@ -24,6 +26,7 @@ class Buffer:
     layout: Layout
     is_shared: bool = False
     is_saved: bool = False
+    tensor: int | None = None
     uses: list[int] = field(default_factory=list)
     at: int = 0
     whole: Buffer | None = None
@@ -40,10 +43,15 @@ class Buffer:
             planes.at += self.first * planes.size * LINE
             planes.channels = self.layout.channels
             return planes
-        lies_outside = self.is_shared or self.is_saved
-        planes = self.layout.planes(self.at, self.layout.floats if lies_outside else -1)
+        planes = self.layout.planes(self.at, -1 if self.is_own else self.layout.floats)
         planes.is_saved = self.is_saved
+        planes.tensor = -1 if self.tensor is None else self.tensor
         return planes
+
+    @property
+    def is_own(self) -> bool:
+        """In the arena of a thread."""
+        return not (self.is_shared or self.is_saved) and self.tensor is None
 
 
 def place(spans: dict[Buffer, tuple[int, int, int]]) -> int:

@@ -1,7 +1,8 @@
 """One convolution or linear layer with sparse weights: forward and both gradients, as functions.
 
-Tensors come and go in PyTorch's layout, so every call pays for the way into the planes and back.
-Between layers of a network engine.py avoids that.
+Tensors come and go in PyTorch's layout, so a call pays for the way into the planes and back, which
+engine.py avoids between layers of a network. Convolutions of 1 × 1 work on the tensors as they lie,
+where these are contiguous and their vectors do not end in another channel.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from torch import Tensor
 from sparse_transfer.errors import UserError
 from sparse_transfer.sparse import emission, library
 from sparse_transfer.sparse.buffers import Buffer
-from sparse_transfer.sparse.layout import Axis, Grid, Layout, forward_halo, grid_for
+from sparse_transfer.sparse.layout import Axis, Layout, as_tensor, forward_halo, grid_for
 from sparse_transfer.sparse.packing import Packed, PackedDense, Pattern
 from sparse_transfer.sparse.program import Program
 
+ALIGNED = 64  # bytes of a vector
 PLANS = 8  # sizes of images whose programs a layer keeps
 
 
@@ -110,7 +112,7 @@ class SparseConvolution:
         axes = self.axes(images.shape[2], images.shape[3])
         batch = images.shape[0]
         output = images.new_empty(batch, self.pattern.shape[0], axes[0].output, axes[1].output)
-        plan = self._plan("forward", self._forward_plan, axes, batch)
+        plan = self._plan("forward", self._forward_plan, axes, (images, output))
         if batch:
             plan.program.run([images, output], batch)
         return output
@@ -120,7 +122,7 @@ class SparseConvolution:
         axes = self._check_gradient(gradient, image_size)
         batch = gradient.shape[0]
         output = gradient.new_empty(batch, self.pattern.channels, *image_size)
-        plan = self._plan("input", self._input_plan, axes, batch)
+        plan = self._plan("input", self._input_plan, axes, (gradient, output))
         if batch:
             plan.program.run([gradient, output], batch)
         return output
@@ -135,7 +137,7 @@ class SparseConvolution:
                 "The gradient does not belong to the images.",
                 f"There are {batch} images and {len(gradient)} gradients.",
             )
-        plan = self._plan("values", self._value_plan, axes, batch, threads)
+        plan = self._plan("values", self._value_plan, axes, (images, gradient), threads)
         assert plan.gradient is not None
         plan.gradient.zero_()
         if batch:
@@ -175,57 +177,71 @@ class SparseConvolution:
         name: str,
         make: Callable[..., _Plan],
         axes: tuple[Axis, Axis],
-        batch: int,
+        tensors: tuple[Tensor, Tensor],
         *more: int,
     ) -> _Plan:
-        grid = grid_for(axes, max(batch, 1), self.library.lanes)
-        key = (name, axes, grid, *more)
+        layouts = self._in_place(axes, tensors) or self._layouts(axes, len(tensors[0]))
+        key = (name, axes, *layouts, *more)
         if key not in self._plans:
             if len(self._plans) >= 3 * PLANS:
                 self._plans.pop(next(iter(self._plans)))
-            self._plans[key] = make(axes, grid, *more)
+            self._plans[key] = make(axes, layouts, *more)
         return self._plans[key]
 
-    def _layouts(self, axes: tuple[Axis, Axis], grid: Grid) -> tuple[Layout, Layout]:
+    def _in_place(
+        self, axes: tuple[Axis, Axis], tensors: tuple[Tensor, Tensor]
+    ) -> tuple[Layout, Layout] | None:
+        """Of the input and the output, where both can be used as they lie in the tensors."""
+        if not emission.is_pointwise(axes) or self.library.dtype != torch.float32:
+            return None
+        if any(not t.is_contiguous() or t.data_ptr() % ALIGNED for t in tensors):
+            return None
+        source, target = (
+            as_tensor(channels, (axes[0].size, axes[1].size), self.library.max_width)
+            for channels in (self.pattern.channels, self.pattern.shape[0])
+        )
+        return (source, target) if source and target else None
+
+    def _layouts(self, axes: tuple[Axis, Axis], batch: int) -> tuple[Layout, Layout]:
+        grid = grid_for(axes, max(batch, 1), self.library.lanes)
         y, x = axes
         (in_y, out_y), (in_x, out_x) = y.blocks(grid.rows), x.blocks(grid.columns)
         source = Layout(self.pattern.channels, (y.size, x.size), (in_y, in_x), grid)
         target = Layout(self.pattern.shape[0], (y.output, x.output), (out_y, out_x), grid)
         return source, target
 
-    def _forward_plan(self, axes: tuple[Axis, Axis], grid: Grid) -> _Plan:
-        source, target = self._layouts(axes, grid)
+    def _forward_plan(self, axes: tuple[Axis, Axis], layouts: tuple[Layout, Layout]) -> _Plan:
+        source, target = layouts
         program = Program(self.library)
-        program.segment(grid.images)
-        images, output = Buffer(source.with_halo(forward_halo(axes, grid))), Buffer(target)
-        program.load(0, images)
-        program.halo(images)
+        program.segment(source.grid.images)
+        images = _read(program, source.with_halo(forward_halo(axes, source.grid)), 0)
+        output = Buffer(target, tensor=1 if target.is_planar else None)
         packed = emission.convolve(program, self.pattern, self._values, axes, images, output)
-        program.store(output, 1)
+        if not target.is_planar:
+            program.store(output, 1)
         return _Plan(program, (packed,))
 
-    def _input_plan(self, axes: tuple[Axis, Axis], grid: Grid) -> _Plan:
-        source, target = self._layouts(axes, grid)
+    def _input_plan(self, axes: tuple[Axis, Axis], layouts: tuple[Layout, Layout]) -> _Plan:
+        source, target = layouts
         program = Program(self.library)
-        program.segment(grid.images)
-        halo = emission.backward_halo(axes, grid)
-        gradient, output = Buffer(target.with_halo(halo)), Buffer(source)
-        program.load(0, gradient)
-        program.halo(gradient)
+        program.segment(source.grid.images)
+        gradient = _read(program, target.with_halo(emission.backward_halo(axes, source.grid)), 0)
+        output = Buffer(source, tensor=1 if source.is_planar else None)
         matrices = emission.input_gradient(
             program, self.pattern, self._values, axes, gradient, output
         )
-        program.store(output, 1)
+        if not source.is_planar:
+            program.store(output, 1)
         return _Plan(program, tuple(matrices))
 
-    def _value_plan(self, axes: tuple[Axis, Axis], grid: Grid, threads: int) -> _Plan:
-        source, target = self._layouts(axes, grid)
+    def _value_plan(
+        self, axes: tuple[Axis, Axis], layouts: tuple[Layout, Layout], threads: int
+    ) -> _Plan:
+        source, target = layouts
         program = Program(self.library)
-        program.segment(grid.images)
-        images, gradient = Buffer(source.with_halo(forward_halo(axes, grid))), Buffer(target)
-        program.load(0, images)
-        program.halo(images)
-        program.load(1, gradient)
+        program.segment(source.grid.images)
+        images = _read(program, source.with_halo(forward_halo(axes, source.grid)), 0)
+        gradient = _read(program, target, 1)
         room = -(-max(len(self._values), 1) // 16) * 16  # threads do not share a cache line
         sums = torch.zeros(threads, room)
         packed = emission.value_gradient(
@@ -294,6 +310,17 @@ class SparseLinear:
             _pixels(examples, "examples", self._convolution.pattern.channels),
             _pixels(gradient, "gradient", self._convolution.pattern.shape[0]),
         )
+
+
+def _read(program: Program, layout: Layout, tensor: int) -> Buffer:
+    """A tensor of the call, where it lies or with its halo in planes."""
+    if layout.is_planar:
+        return Buffer(layout, tensor=tensor)
+    buffer = Buffer(layout)
+    program.load(tensor, buffer)
+    if layout.halo:
+        program.halo(buffer)
+    return buffer
 
 
 def check(tensor: Tensor, name: str, shape: tuple[int | None, ...]) -> None:

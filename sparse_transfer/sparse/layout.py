@@ -161,6 +161,7 @@ class Layout:
         block: (height, width) of a lane's block; rows × block covers the image.
         grid: how lanes share images.
         halo: pixels around each block.
+        is_planar: channel after channel, as in a tensor (`as_tensor`); without a halo.
     """
 
     channels: int
@@ -168,22 +169,29 @@ class Layout:
     block: tuple[int, int]
     grid: Grid
     halo: Halo = Halo()
+    is_planar: bool = False
 
     @property
     def size(self) -> int:
-        """Positions from one channel to the next: a row."""
-        return self.halo.left + self.block[1] + self.halo.right
+        """Positions from one channel to the next: a row, or the whole of a plane."""
+        return math.prod(self._room) if self.is_planar else self._room[1]
 
     @property
     def pitch(self) -> int:
         """Positions from one row to the next: the rows of all channels lie together, so that what
         a tile reads is one piece of memory, or a few."""
-        return self.channels * self.size
+        return self._room[1] if self.is_planar else self.channels * self.size
 
     @property
     def floats(self) -> int:
         """Memory of the whole buffer, in floats."""
-        return (self.halo.top + self.block[0] + self.halo.bottom) * self.pitch * LINE
+        return self.channels * math.prod(self._room) * LINE
+
+    @property
+    def _room(self) -> tuple[int, int]:
+        """Height and width of a block with its halo."""
+        halo = self.halo
+        return halo.top + self.block[0] + halo.bottom, halo.left + self.block[1] + halo.right
 
     @cached_property
     def is_ragged(self) -> bool:
@@ -229,6 +237,25 @@ class Layout:
             rows=self.grid.rows,
             columns=self.grid.columns,
         )
+
+
+def as_tensor(channels: int, size: tuple[int, int], widest: int) -> Layout | None:
+    """Images (channels, height, width) of a contiguous float32 tensor as they lie, for what treats
+    every pixel by itself: sixteen neighbours share a vector.
+
+    Args:
+        widest: positions of a tile, at most.
+
+    Returns:
+        None where a vector would end in another channel, or tiles would be narrow.
+    """
+    positions, rest = divmod(math.prod(size), LANES)
+    width = next(w for w in range(widest, 0, -1) if positions % w == 0)
+    if rest or 3 * width < widest:
+        return None
+    rows = positions // width
+    grid = Grid(1, 1, LANES)
+    return Layout(channels, (rows, LANES * width), (rows, width), grid, is_planar=True)
 
 
 def forward_halo(axes: tuple[Axis, Axis], grid: Grid) -> Halo:

@@ -473,7 +473,7 @@ class Program:
                 aligned = torch.from_numpy(permutations).clone()  # torch aligns to 64 bytes
                 operation.arrays |= {"offsets": moves, "permutations": aligned}
                 operation.fields["n_moves"] = len(moves)
-        mine = dict.fromkeys(b for b in self._buffers() if not (b.is_shared or b.is_saved))
+        mine = dict.fromkeys(b for b in self._buffers() if b.is_own)
         own = self._place_own(mine)
         operations = (abi.Op * len(self._operations))()
         for operation, raw in zip(self._operations, operations, strict=True):

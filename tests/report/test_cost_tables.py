@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pandas as pd
@@ -50,6 +51,19 @@ def test_every_batch_size_and_pause_is_a_regime_and_named():
     assert found["images_per_s"].tolist() == [800, 50]
     table = cost_tables.speedup_table(found, arm="a", held_fixed="")
     assert {"p99, ms", "idle before, ms", "images per second"} <= set(titles(table))
+
+
+def test_a_model_that_computes_a_constant_has_no_speedup_and_one_that_is_cut_a_note():
+    collapsed = {"sparsity": 0.98, "is_constant": True, "zero_layers": 3}
+    cut = {"is_constant": False, "zero_layers": 1}
+    whole = {"sparsity": 0.5, "is_constant": False, "zero_layers": 0}
+    rows = [row("gmp", "sparse", **more) for more in (collapsed, cut, whole)]
+    found = cost_tables.measurements(pd.DataFrame(rows)).set_index("sparsity")
+    assert found.loc[0.98, "measured"] == cost_tables.CONSTANT
+    assert math.isnan(found.loc[0.98, "speedup"]) and found.loc[0.9, "speedup"] == 2.5
+    table = cost_tables.speedup_table(found.reset_index(), arm="a", held_fixed="")
+    constant, one_layer = table.notes
+    assert "collapsed under its mask" in constant and one_layer.startswith("gmp 0.9: layers")
 
 
 def test_the_accuracy_of_integers_stands_beside_their_time():

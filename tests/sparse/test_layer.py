@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from functools import partial
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch.nn import functional
 from sparse_transfer.errors import UserError
 from sparse_transfer.sparse import library
 from sparse_transfer.sparse.layer import SparseConvolution, SparseLinear
+from sparse_transfer.sparse.layout import as_tensor
 
 pytestmark = pytest.mark.kernels
 LEVELS = [] if library.available() else library.levels()
@@ -81,18 +83,21 @@ def test_convolutions_agree_with_float64(level, case, density, seed):
     layer = SparseConvolution(
         weight, stride=stride, padding=padding, dilation=dilation, groups=groups, level=level
     )
-    images = torch.randn(batch, into * groups, *size)
 
     def apply(inputs: Tensor, weight: Tensor) -> Tensor:
         return functional.conv2d(inputs, weight, None, stride, padding, dilation, groups)
 
+    check_against_float64(layer, apply, weight, torch.randn(batch, into * groups, *size))
+
+
+def check_against_float64(layer: SparseConvolution, apply, weight: Tensor, images: Tensor) -> None:
     gradient = torch.randn(apply(images, weight).shape)
     outputs, inputs, values = zip(
         in_float64(apply, images, weight, gradient),
         in_float64(apply, images**2, weight**2, gradient**2),
         strict=True,
     )
-    kept = weight != 0
+    kept, size = weight != 0, (images.shape[2], images.shape[3])
     assert relative(layer.forward(images), *outputs) <= 1e-6
     assert relative(layer.input_gradient(gradient, size), *inputs) <= 1e-6
     found = layer.value_gradient(images, gradient)
@@ -163,6 +168,38 @@ def test_images_of_any_strides_are_read_as_they_lie():
         torch.cat([images, images], dim=3)[..., :18],
     ):
         assert not same.is_contiguous() and torch.equal(layer.forward(same), expected)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("size", [(8, 8), (28, 28), (56, 56), (3, 112), (16, 17)])
+@pytest.mark.parametrize(("batch", "groups"), [(1, 1), (5, 1), (2, 3)])
+def test_pointwise_layers_work_on_tensors_as_they_lie(level, size, batch, groups):
+    torch.manual_seed(0)
+    weight = sparse((9, 18 // groups, 1, 1), 0.3)
+    layer = SparseConvolution(weight, groups=groups, level=level)
+    images = torch.randn(batch, 18, *size)
+    calls = spied(layer)
+    check_against_float64(layer, partial(functional.conv2d, groups=groups), weight, images)
+    is_in_place = as_tensor(1, size, layer.library.max_width) is not None
+    assert calls == ([1, 1, 1] if is_in_place else [3, 3, 3])  # operations of a plan
+    # neither aligned nor contiguous tensors can be used so, and all give the same
+    expected, moved = layer.forward(images), torch.empty(images.numel() + 1)[1:].view_as(images)
+    for same in (moved.copy_(images), images.to(memory_format=torch.channels_last)):
+        torch.testing.assert_close(layer.forward(same), expected)
+
+
+def spied(layer: SparseConvolution) -> list[int]:
+    """Filled with the number of operations of every plan that the layer makes."""
+    lengths: list[int] = []
+    for name in ("_forward_plan", "_input_plan", "_value_plan"):
+
+        def made(*arguments, make=getattr(layer, name)):
+            plan = make(*arguments)
+            lengths.append(len(plan.program))
+            return plan
+
+        setattr(layer, name, made)
+    return lengths
 
 
 def test_no_images_are_no_outputs():

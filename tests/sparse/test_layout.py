@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparse_transfer.errors import UserError
-from sparse_transfer.sparse.layout import Axis, Grid, Halo, Layout, grid_for, grids, halo_moves
+from sparse_transfer.sparse.layout import (
+    Axis,
+    Grid,
+    Halo,
+    Layout,
+    as_tensor,
+    grid_for,
+    grids,
+    halo_moves,
+)
 
 axes = st.builds(
     Axis,
@@ -26,6 +35,19 @@ def test_a_buffer_that_cannot_be_addressed_is_refused():
     layout = Layout(2**19, (64, 64), (16, 16), Grid(1, 4, 4))
     with pytest.raises(UserError, match="524288 channels of 64 × 64 pixels"):
         layout.offset(np.array([0]), np.array([0]), np.array([0]))
+
+
+@given(st.integers(1, 40), st.integers(1, 80), st.integers(1, 80))
+def test_a_tensor_is_planes_of_its_pixels_in_their_order(channels: int, height: int, width: int):
+    layout = as_tensor(channels, (height, width), 14)
+    positions, rest = divmod(height * width, 16)
+    if rest or not any(positions % w == 0 for w in range(5, 15)):
+        assert layout is None
+        return
+    assert layout is not None and not layout.is_ragged and layout.block[1] in range(5, 15)
+    assert layout.floats == channels * height * width
+    c, y, x = np.indices((channels, *layout.block))
+    assert (layout.offset(c, y, x).ravel() == 16 * np.arange(layout.floats // 16)).all()
 
 
 def test_a_grid_has_sixteen_lanes():

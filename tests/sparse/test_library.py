@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from pathlib import Path
+
 import pytest
 
 from sparse_transfer.errors import UserError
@@ -26,6 +30,21 @@ def test_a_level_that_the_cpu_lacks_is_refused(monkeypatch):
     monkeypatch.setenv(library.CHOICE, "warp")
     with pytest.raises(UserError, match="This machine has portable"):
         library.best_level()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiler", ["g++", "clang++", "aarch64-linux-gnu-g++"])
+def test_other_compilers_and_processors_take_the_portable_level(tmp_path: Path, compiler: str):
+    if shutil.which(compiler) is None:
+        pytest.skip(f"no {compiler} here")
+    done = subprocess.run(
+        [
+            compiler, "-std=c++17", "-O3", "-fopenmp", "-shared", "-fPIC", "-Wall", "-Wextra",
+            Path(library.__file__).parent / "native" / "run.cpp", "-o", tmp_path / "kernels.so",
+        ],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0 and not done.stderr, done.stderr[-4000:]
 
 
 def test_without_kernels_the_reason_says_what_to_do(monkeypatch):

@@ -4,7 +4,7 @@
 
 namespace sparse {
 
-constexpr int ABI = 2;  // counted up, here and in abi.py, when what is here or in the facts changes
+constexpr int ABI = 3;  // counted up, here and in abi.py, when what is here or in the facts changes
 
 #if defined(SPARSE_BF16)
 constexpr int TERMS = 2;   // inputs that one instruction multiplies by weights of their own
@@ -28,6 +28,7 @@ struct Planes {
   int32_t image_height, image_width;  // pixels of a whole image; blocks may stick out
   int32_t images, rows, columns;
   int32_t is_saved;  // with `item`: in the arena that outlives the run
+  int32_t tensor;    // with `item`: in that tensor, whose channels are planes without gaps; or -1
 };
 
 struct Entry {  // weights that are not zero, and where their inputs lie from the tile's first

@@ -1,6 +1,9 @@
 // The plain C interface: run a program, and what this library is made for.
 #include <omp.h>
 #include <pthread.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include <vector>
 #if defined(__linux__)
@@ -31,7 +34,9 @@ struct Place {
 };
 
 float* first_item(const Planes& p, const Place& place) {
-  return (p.item < 0 ? place.own : p.is_saved ? place.saved : place.batch) + p.at;
+  if (p.item < 0) return place.own + p.at;
+  if (p.tensor >= 0) return static_cast<float*>(place.tensors[p.tensor]);
+  return (p.is_saved ? place.saved : place.batch) + p.at;
 }
 Element* start(const Planes& p, const Place& place) {
   return reinterpret_cast<Element*>(first_item(p, place) + (p.item < 0 ? 0 : place.item * p.item));
@@ -282,11 +287,9 @@ EXPORT int32_t sparse_cpu_level() {
                          __builtin_cpu_supports("avx512dq"), __builtin_cpu_supports("avx512vl"),
                          __builtin_cpu_supports("avx512cd")})
     if (!has) return 1;
-  if (!__builtin_cpu_supports("avx512bf16")) return 2;
-#if defined(__clang__) || __GNUC__ >= 12
-  if (__builtin_cpu_supports("avx512fp16")) return 4;
-#endif
-  return 3;
+  unsigned a, b, c, d;  // asked for directly: compilers differ in the names that they know
+  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1)) return 2;  // AVX512-BF16
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 23 & 1) ? 4 : 3;  // AVX512-FP16
 #else
   return 0;
 #endif
