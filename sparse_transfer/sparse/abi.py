@@ -6,7 +6,7 @@ import ctypes
 import enum
 from ctypes import c_double, c_float, c_int32, c_int64, c_uint16, c_void_p
 
-VERSION = 3  # ABI of native/program.h: libraries of another one are refused
+VERSION = 4  # ABI of native/program.h: libraries of another one are refused
 
 
 class Kind(enum.IntEnum):
@@ -34,6 +34,14 @@ class Kind(enum.IntEnum):
     COLLECT_GRADIENT = 19
     SAMPLE = 20
     JOIN = 21
+
+
+class Turns(enum.IntEnum):
+    """Whether an operation takes turns with that before it."""
+
+    NONE = 0
+    BY_ROWS = 1
+    BY_CHANNELS = 2
 
 
 class Activation(enum.IntEnum):

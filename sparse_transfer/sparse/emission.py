@@ -13,7 +13,14 @@ from sparse_transfer.sparse import tiling
 from sparse_transfer.sparse.buffers import Buffer
 from sparse_transfer.sparse.layout import Axis, Grid, Halo, Layout
 from sparse_transfer.sparse.library import Library
-from sparse_transfer.sparse.packing import Packed, Pattern, in_type, pack_backward, pack_forward
+from sparse_transfer.sparse.packing import (
+    Packed,
+    PackedDense,
+    Pattern,
+    in_type,
+    pack_backward,
+    pack_forward,
+)
 from sparse_transfer.sparse.program import Program
 
 CACHE = 48 * 1024  # bytes that a tile may read of a group of channels
@@ -32,8 +39,22 @@ def convolve(
     axes: tuple[Axis, Axis],
     source: Buffer,
     target: Buffer,
-) -> Packed:
+) -> Packed | PackedDense:
     """target = weight * source, whose halo has been filled with zeros."""
+    rows = program.library.dense_rows
+    if pattern.is_dense and pattern.shape[0] % rows == 0 and program.library.dtype == torch.float32:
+        dense = PackedDense.of(pattern, values, axes, source.layout, rows)
+        program.dense(
+            dense.weights,
+            dense.offsets,
+            source,
+            target,
+            tile=tiling.dense_tile(program.library, target.layout.block[1]),
+            blocks=1,
+            step=(axes[0].stride, axes[1].stride),
+            is_pointwise=is_pointwise(axes),
+        )
+        return dense
     tile, blocks = _cut(program.library, pattern, source.layout, target.layout.block, axes)
     packed = pack_forward(pattern, values, axes, source.layout, blocks)
     packed = in_type(packed, program.library.dtype)
@@ -116,8 +137,11 @@ def value_gradient(
 ) -> Packed:
     """into (threads, at least the non-zeros) += gradient of the values, in the matrix's order."""
     block, library = gradient.layout.block, program.library
-    tile = tiling.tiles(library, block, axes[1].stride, is_gradient=True)[0]
-    _, blocks = _cut(library, pattern, source.layout, block, axes, tile)
+    if pattern.is_dense:
+        tile, blocks = tiling.dense_gradient_tile(block), 1
+    else:
+        tile = tiling.tiles(library, block, axes[1].stride, is_gradient=True)[0]
+        _, blocks = _cut(library, pattern, source.layout, block, axes, tile)
     packed = pack_forward(pattern, values, axes, source.layout, blocks)
     program.gradient(
         packed,
@@ -129,6 +153,7 @@ def value_gradient(
         channels=_every(gradient.layout),
         step=(axes[0].stride, axes[1].stride),
         is_pointwise=is_pointwise(axes),
+        is_dense=pattern.is_dense,
     )
     return packed
 

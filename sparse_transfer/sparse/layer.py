@@ -18,7 +18,7 @@ from sparse_transfer.errors import UserError
 from sparse_transfer.sparse import emission, library
 from sparse_transfer.sparse.buffers import Buffer
 from sparse_transfer.sparse.layout import Axis, Layout, as_tensor, forward_halo, grid_for
-from sparse_transfer.sparse.packing import Packed, Pattern
+from sparse_transfer.sparse.packing import Packed, PackedDense, Pattern
 from sparse_transfer.sparse.program import Program
 
 ALIGNED = 64  # bytes of a vector
@@ -33,7 +33,7 @@ class _Plan:
     """
 
     program: Program
-    packed: tuple[Packed, ...]
+    packed: tuple[Packed | PackedDense, ...]
     gradient: Tensor | None = None
 
 

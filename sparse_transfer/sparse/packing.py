@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +44,11 @@ class Pattern:
         channels = kept.shape[1] * groups
         return Pattern(kept.shape, groups, out, into.astype(np.int32), y, x, channels)
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether every output channel has all weights, of all input channels."""
+        return self.groups == 1 and len(self.out) == math.prod(self.shape)
+
     def only(self, rows: np.ndarray) -> tuple[Pattern, np.ndarray]:
         """The pattern of some output channels alone, renumbered, and which non-zeros it has."""
         number = np.full(self.shape[0], -1, dtype=np.int32)
@@ -73,6 +79,38 @@ class Packed:
     def write(self, values: np.ndarray) -> None:
         """Replace the values; they come in the pattern's order, (non-zeros of the pattern,)."""
         self.entries["value"] = values[self.order]
+
+
+@dataclass(frozen=True)
+class PackedDense:
+    """A matrix without zeros, whose rows share what they load.
+
+    Attributes:
+        weights: (groups of rows, columns, rows of a group) float32.
+        offsets: (columns,) int32: where their inputs lie.
+        order: (all,) int: which weight of the pattern each of `weights` is.
+    """
+
+    weights: np.ndarray
+    offsets: np.ndarray
+    order: np.ndarray
+
+    def write(self, values: np.ndarray) -> None:
+        """Replace the values; they come in the pattern's order."""
+        self.weights.reshape(-1)[:] = values[self.order]
+
+    @staticmethod
+    def of(
+        pattern: Pattern, values: np.ndarray, axes: tuple[Axis, Axis], source: Layout, rows: int
+    ) -> PackedDense:
+        """From a dense pattern whose output channels are whole groups of so many rows."""
+        columns = math.prod(pattern.shape[1:])
+        number = np.arange(len(values)).reshape(-1, rows, columns).transpose(0, 2, 1)
+        every = slice(columns)  # of the first row
+        y, x = axes[0].taps()[pattern.y[every]], axes[1].taps()[pattern.x[every]]
+        offsets = source.offset(pattern.into[every], y, x)
+        weights = np.ascontiguousarray(values[number], dtype=np.float32)
+        return PackedDense(weights, offsets, number.reshape(-1))
 
 
 def pack_forward(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from sparse_transfer.sparse import abi, arena
-from sparse_transfer.sparse.abi import Activation, Kind
+from sparse_transfer.sparse.abi import Activation, Kind, Turns
 from sparse_transfer.sparse.buffers import Buffer, place
 from sparse_transfer.sparse.layout import Axis, halo_moves
 from sparse_transfer.sparse.library import Library
-from sparse_transfer.sparse.packing import Packed
+from sparse_transfer.sparse.packing import Packed, PackedDense
 
 _TILED = (Kind.SPARSE, Kind.DENSE, Kind.GRADIENT)
 
@@ -44,18 +44,32 @@ class _Operation:
             return None if skips else fields["count_y"]
         return next(iter(self.buffers.values())).layout.block[0] if self.is_pointwise else None
 
-    def may_follow(self, group: Sequence[_Operation]) -> bool:
+    @property
+    def channels(self) -> int | None:
+        """How many there are; None where an output is not made of the same channel alone."""
+        if self.fields["kind"] in (*_TILED, Kind.WRITE_VALUES, Kind.COLLECT_GRADIENT):
+            return None
+        return next(iter(self.buffers.values())).layout.channels
+
+    def may_follow_by_channels(self, group: Sequence[_Operation]) -> bool:
+        """Whether a channel can be made after the same channel of all operations of a group."""
+        return self.channels is not None and self.channels == group[0].channels
+
+    def may_follow_by_rows(self, group: Sequence[_Operation]) -> bool:
         """Whether a row can be made after the same row of all operations of a group."""
-        first = group[0]
-        if not self.is_pointwise or self.rows is None or self.rows != first.rows:
+        if self.rows is None or self.rows != group[0].rows:
             return False
-        if first.is_pointwise:
-            return True
-        # the first one reads rows that are to come: they must not be written, nor their place taken
-        mine = [self.buffers.get(name) for name in ("output", "other")]
-        return self.fields["kind"] not in _TILED and not any(
-            buffer in mine for name, buffer in first.buffers.items() if name != "output"
-        )
+        for before in group:
+            # it reads rows that are to come: they must not be written, nor their place taken
+            mine = [self.buffers.get(name) for name in ("output", "other")]
+            read = [buffer for name, buffer in before.buffers.items() if name != "output"]
+            is_apart = self.fields["kind"] not in _TILED and not any(b in mine for b in read)
+            if not before.is_pointwise and not is_apart:
+                return False
+        # what looks ahead may follow those that do not write what it reads so
+        made = [before.buffers.get("output") for before in group]
+        is_gradient = self.fields["kind"] == Kind.GRADIENT
+        return self.is_pointwise or (is_gradient and self.buffers["input"] not in made)
 
 
 @final
@@ -208,8 +222,13 @@ class Program:
         channels: np.ndarray,
         step: tuple[int, int],
         is_pointwise: bool = False,
+        is_dense: bool = False,
     ) -> None:
-        """Adds to `into` (threads, entries) float32 what each thread finds."""
+        """Adds to `into` (threads, entries) float32 what each thread finds.
+
+        Rows of a dense matrix all have the same entries, in one block.
+        """
+        columns = len(packed.entries) // len(channels) if is_dense else 0
         self.add(
             Kind.GRADIENT,
             buffers={"input": source, "other": gradient},
@@ -218,8 +237,10 @@ class Program:
                 "pointers": packed.pointers,
                 "channels": channels,
                 "gradient": into,
+                "offsets": packed.entries["offset"][:columns].copy() if is_dense else None,
             },
             is_pointwise=is_pointwise,
+            n_offsets=columns,
             gradient_stride=into.stride(0),
             n_rows=len(channels),
             blocks=blocks,
@@ -369,12 +390,16 @@ class Program:
             window=_windows(axes, target.layout.block),
         )
 
-    def write_values(self, tensor: int, packed: Packed) -> None:
+    def write_values(self, tensor: int, packed: Packed | PackedDense) -> None:
         """Once: tensor number `tensor`, (non-zeros,) → the values of a matrix."""
         self.add(
             Kind.WRITE_VALUES,
             buffers={},
-            arrays={"entries": packed.entries, "order": packed.order.astype(np.int32)},
+            arrays={
+                "weights": packed.weights if isinstance(packed, PackedDense) else None,
+                "entries": packed.entries if isinstance(packed, Packed) else None,
+                "order": packed.order.astype(np.int32),
+            },
             tensor=tensor,
             n_entries=len(packed.order),
         )
@@ -479,36 +504,51 @@ class Program:
 
     def _place_own(self, buffers: Iterable[Buffer]) -> int:
         """A place in the arena of a thread for each of them; returns the floats needed."""
-        moments, replaced = self._take_turns(), self._replaced(set(buffers))
+        moments = self._take_turns()
+        return self._place(
+            {
+                buffer: (moments[buffer.uses[0]], moments[buffer.uses[-1]], buffer.layout.floats)
+                for buffer in buffers
+            }
+        )
+
+    def _place(self, spans: dict[Buffer, tuple[int, int, int]]) -> int:
+        """`place`, where some take the place of another one."""
+        replaced = self._replaced(set(spans))
         roots: dict[Buffer, Buffer] = {}  # that whose place a buffer has
-        spans: dict[Buffer, tuple[int, int, int]] = {}
-        for buffer in buffers:
+        together: dict[Buffer, tuple[int, int, int]] = {}
+        for buffer, (begin, end, floats) in spans.items():
             root = buffer
             while root in replaced:
                 root = replaced[root]
             roots[buffer] = root
-            begin, end = moments[buffer.uses[0]], moments[buffer.uses[-1]]
-            if root in spans:
-                begin, end = min(begin, spans[root][0]), max(end, spans[root][1])
-            spans[root] = (begin, end, buffer.layout.floats)
-        floats = place(spans)
+            first, last, _ = together.get(root, (begin, end, floats))
+            together[root] = (min(begin, first), max(end, last), floats)
+        total = place(together)
         for buffer, root in roots.items():
             buffer.at = root.at
-        return floats
+        return total
 
     def _take_turns(self) -> list[int]:
         """Lets 1 × 1 convolutions and what treats every pixel by itself take turns, row of tiles by
-        row: what one has written and the next one reads is in the cache then.
+        row, and others that treat every channel by itself some channels each: what one has written
+        and the next one reads is in the cache then.
 
         Returns the first of its group for every operation: all of a group run at the same time.
         """
-        begins = {first for first, _ in self._segments}
         groups: list[int] = []
-        for number, operation in enumerate(self._operations):
-            group = self._operations[groups[-1] if groups else 0 : number]
-            follows = number not in begins and bool(group) and operation.may_follow(group)
-            operation.fields["follows"] = int(follows)
-            groups.append(groups[-1] if follows else number)
+        ends = [first for first, _ in self._segments[1:]] + [len(self._operations)]
+        for end in ends:
+            while len(groups) < end:
+                begin = len(groups)
+                rest = self._operations[begin:end]
+                by_rows = _leading(rest, _Operation.may_follow_by_rows)
+                by_channels = _leading(rest, _Operation.may_follow_by_channels)
+                turns = Turns.BY_CHANNELS if by_channels > by_rows else Turns.BY_ROWS
+                rest[0].fields["follows"] = Turns.NONE
+                for operation in rest[1 : max(by_rows, by_channels)]:
+                    operation.fields["follows"] = int(turns)
+                groups += [begin] * max(by_rows, by_channels)
         return groups
 
     def _replaced(self, buffers: set[Buffer]) -> dict[Buffer, Buffer]:
@@ -541,7 +581,7 @@ class Program:
         assert self._built is not None
         begins = [first for first, _ in self._segments]
         shared = dict.fromkeys(b for b in self._buffers() if b.is_shared)
-        floats = place(
+        floats = self._place(
             {
                 buffer: (
                     bisect_right(begins, buffer.uses[0]),  # items do not pass a segment together
@@ -557,6 +597,17 @@ class Program:
                 if whole.is_shared or whole.is_saved:
                     setattr(raw, name, buffer.planes())
         self._batch, self._shared_floats = batch, floats
+
+
+def _leading(
+    operations: Sequence[_Operation],
+    may_follow: Callable[[_Operation, Sequence[_Operation]], bool],
+) -> int:
+    """How many operations from the first one on take turns."""
+    for number in range(1, len(operations)):
+        if not may_follow(operations[number], operations[:number]):
+            return number
+    return len(operations)
 
 
 def _with(name: str, buffer: Buffer | None, **buffers: Buffer) -> dict[str, Buffer]:

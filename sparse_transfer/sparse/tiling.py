@@ -8,6 +8,7 @@ from sparse_transfer.sparse.layout import Layout
 from sparse_transfer.sparse.library import Library
 
 FIRST_LEVEL = 32 * 1024  # bytes of a data cache that may be counted on
+LONGEST, DENSE_GRADIENT = 28, 56  # positions of a row, and of a tile, of a dense gradient
 
 
 def tiles(
@@ -52,3 +53,9 @@ def blocks(source: Layout, tile: tuple[int, int], step: tuple[int, int], reach: 
 def dense_tile(library: Library, width: int) -> tuple[int, int]:
     """The tile of a dense convolution over rows of that many outputs."""
     return 1, -(-width // -(-width // library.dense_width))
+
+
+def dense_gradient_tile(count: tuple[int, int]) -> tuple[int, int]:
+    """The tile of the gradient of a dense matrix: what a few rows of it read stays in cache."""
+    width = -(-count[1] // -(-count[1] // LONGEST))
+    return max(1, min(count[0], DENSE_GRADIENT // width)), width

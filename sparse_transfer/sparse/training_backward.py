@@ -152,6 +152,8 @@ class Backward(Builder):
         home, axes = values.homes[node.name], node.axes
         assert axes is not None
         self.enter(home.grid.images)
+        reaches = max(axis.kernel for axis in axes) > 1
+        source = self.get(node.source, values.reads[node.name], 0.0 if reaches else None)
         gradient = Buffer(home.with_halo(emission.backward_halo(axes, home.grid)))
         [(above, norm), *more] = self._parts[node.name]
         if norm is not None and not more:
@@ -161,16 +163,15 @@ class Backward(Builder):
         else:
             total, _ = self._total(node.name)
             program.pointwise(total, gradient)
-        if gradient.layout.halo or norm is None or more:
             self.surround(gradient, 0.0)
-        reaches = max(axis.kernel for axis in axes) > 1
-        source = self.get(node.source, values.reads[node.name], 0.0 if reaches else None)
         weights = self.tables.weights[node.name]
         self._packed[node.name] = emission.value_gradient(
             program, weights.pattern, weights.zeros, axes, source, gradient, weights.gradient
         )
 
         def act(target: Buffer, residual: Buffer | None) -> None:
+            if gradient.layout.halo:
+                self.surround(gradient, 0.0)
             for packed in emission.input_gradient(
                 program, weights.pattern, weights.zeros, axes, gradient, target, residual
             ):

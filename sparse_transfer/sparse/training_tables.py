@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sparse_transfer.sparse.buffers import Buffer
 from sparse_transfer.sparse.library import Library
-from sparse_transfer.sparse.packing import Packed, Pattern
+from sparse_transfer.sparse.packing import Packed, PackedDense, Pattern
 from sparse_transfer.sparse.program import Program
 from sparse_transfer.sparse.training_graph import Node, Norm, kept_of
 from sparse_transfer.sparse.training_layout import Values
@@ -98,7 +98,7 @@ class Tables:
             program.segment(0)
         self._finishing: dict[Norm, list[tuple[Program, int]]] = {norm: [] for norm in norms}
 
-    def write(self, name: str, packed: Packed, *, backward: bool) -> None:
+    def write(self, name: str, packed: Packed | PackedDense, *, backward: bool) -> None:
         """Have a convolution's values written into a matrix."""
         self.writing[backward].write_values(self._numbers[name], packed)
 

@@ -144,6 +144,14 @@ def test_values_are_those_of_the_weight_in_its_order_and_can_be_replaced():
     assert layer.input_gradient(images, (1, 1)).flatten().tolist() == [70, 5]
 
 
+def test_values_of_a_dense_matrix_can_be_replaced_too():
+    weight, images = torch.randn(8, 3, 3, 3), torch.randn(2, 3, 9, 9)
+    layer = SparseConvolution(torch.ones_like(weight))
+    layer.forward(images)
+    layer.update(weight.flatten())
+    torch.testing.assert_close(layer.forward(images), functional.conv2d(images, weight))
+
+
 def test_a_kept_zero_has_a_gradient():
     kept = torch.tensor([[True, False]])[:, :, None, None]
     layer = SparseConvolution(torch.zeros(1, 2, 1, 1), kept=kept)

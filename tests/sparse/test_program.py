@@ -247,11 +247,14 @@ def test_buffers_share_memory_only_when_one_is_no_longer_needed():
     layout = laid(2, (4, 4), Grid(1, 4, 4))
     a, b, c, d = (Buffer(layout) for _ in range(4))
     program = Program(library.current())
+    rows = library.current().dense_rows
+    weights, offsets = np.zeros((1, 2, rows), np.float32), np.zeros(2, np.int32)
     program.segment(1)
     program.load(0, a)
     program.pointwise(a, b)
-    program.regrid(b, c)  # takes no turns with others
-    program.pointwise(c, d, other=a)
+    for source, target in ((b, c), (c, d)):  # these take no turns with others
+        program.dense(weights, offsets, source, target, tile=(1, 1), blocks=1, step=(1, 1))
+    program.pointwise(d, d, other=a)
     program.store(d, 1)
     assert program.floats(1, 1) >= 3 * layout.floats
     spans = {buffer: (buffer.uses[0], buffer.uses[-1]) for buffer in (a, b, c, d)}
@@ -263,8 +266,9 @@ def test_buffers_share_memory_only_when_one_is_no_longer_needed():
 
 
 @pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("is_shared", [False, True])
 @pytest.mark.parametrize("is_read_later", [False, True])
-def test_a_sum_takes_the_place_of_what_nobody_reads_after_it(level, is_read_later):
+def test_a_sum_takes_the_place_of_what_nobody_reads_after_it(level, is_read_later, is_shared):
     lib, axes = library.load(level), (Axis(8), Axis(8))
     layout = laid(6, (8, 8), Grid(1, 4, 4))
     weight = torch.randn(6, 6, 1, 1) * (torch.rand(6, 6, 1, 1) < 0.5)
@@ -272,7 +276,7 @@ def test_a_sum_takes_the_place_of_what_nobody_reads_after_it(level, is_read_late
     packed = pack_forward(pattern, weight.numpy()[weight.numpy() != 0], axes, layout, 3)
     images, other = torch.randn(2, 6, 8, 8), torch.randn(2, 6, 8, 8)
     found, kept = torch.zeros(2, 2, 6, 8, 8)
-    one, two, three = Buffer(layout), Buffer(layout), Buffer(layout)
+    one, two, three = Buffer(layout), Buffer(layout, is_shared), Buffer(layout, is_shared)
     program = Program(lib)
     program.segment(1)
     program.load(0, one)
@@ -411,6 +415,47 @@ def test_an_item_that_threads_share_is_the_same(
         shared = torch.zeros_like(found)
         program.run([images, shared], batch, threads)
         assert torch.equal(shared, found)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_treats_channels_by_themselves_takes_turns(level):
+    """A maximum pool and its gradient, of more channels than the cache holds at a time."""
+    channels, grid = 37, Grid(1, 4, 4)
+    axes = (Axis(81, 3, 2, 1, 1), Axis(72, 3, 2, 1, 1))
+    size, small = (81, 72), (axes[0].output, axes[1].output)
+    images, upper = torch.randn(3, channels, *size), torch.randn(3, channels, *small)
+    scale = torch.randn(channels)
+    (in_y, out_y), (in_x, out_x) = axes[0].blocks(4), axes[1].blocks(4)
+    large = Layout(channels, size, (in_y, in_x), grid)
+    plain = Layout(channels, small, (out_y, out_x), grid)
+    around = plain.with_halo(
+        Halo(*(axis.backward_halo(4)[side] for side in (0, 1) for axis in axes))
+    )
+    source, scaled, back = (Buffer(large.with_halo(forward_halo(axes, grid))) for _ in range(3))
+    pooled, gradient, taps = Buffer(plain), Buffer(around), Buffer(around)
+    program = Program(library.load(level))
+    program.segment(1)
+    program.load(0, source)
+    program.pointwise(source, scaled, scale=scale)
+    program.halo(scaled, -np.inf)
+    program.pool(scaled, pooled, axes, is_max=True)
+    program.largest_tap(scaled, taps, axes)
+    program.load(1, gradient)
+    program.halo(gradient, 0.0)
+    program.halo(taps, 0.0)
+    program.pool_gradient(gradient, taps, back, axes)
+    program.store(pooled, 2)
+    program.store(back, 3)
+    leaf = (images * scale[:, None, None]).requires_grad_()
+    expected = functional.max_pool2d(leaf, 3, 2, 1)
+    expected.backward(upper)
+    for threads in (1, 2):  # of three items, so one of them is shared
+        found, below = torch.zeros_like(upper), torch.zeros_like(images)
+        program.run([images, upper, found, below], 3, threads)
+        assert torch.equal(found, expected)
+        torch.testing.assert_close(below, leaf.grad)
+    places = {buffer.at for buffer in (source, scaled, back, pooled, gradient, taps)}
+    assert len(places) == 6  # all are in use at the same time
 
 
 def test_costs_follow_idle_lanes_and_small_blocks():

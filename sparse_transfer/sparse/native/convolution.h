@@ -171,6 +171,7 @@ static void sparse_tile(const Op& op, const Tile& t, int block, int first, int l
 
 // Values of a dense matrix: rows share what they load. One tile row, RX positions, B channels.
 constexpr int DENSE_ROWS = WIDTH == 16 ? 4 : 2;
+constexpr int GRADIENT_ROWS = 4, GRADIENT_COLUMNS = WIDTH == 16 ? 6 : 2;
 constexpr int DENSE_TILE = WIDTH == 16 ? 6 / ACCUMULATORS : WIDTH == 8 ? 3 : 1;
 
 template <int B, int RX>
@@ -298,6 +299,43 @@ static void gradient_tile(const Op& op, const Tile& t, float* gradient, int bloc
   }
 }
 
+// The same of a matrix without zeros: rows share what they load, so sums stay in registers over a
+// tile of any size, and there are fewer sums over lanes.
+static void dense_gradient_tile(const Op& op, const Tile& t, float* gradient, int height, int width,
+                                int first, int last) {
+  constexpr int B = GRADIENT_ROWS, E = GRADIENT_COLUMNS;
+  const int columns = op.n_offsets;
+  for (int r = first; r < last; r += B)
+    for (int e = 0; e < columns; e += E) {
+      const float *in[E], *other[B];
+      UNROLL
+      for (int i = 0; i < E; ++i) in[i] = t.in + op.offsets[std::min(e + i, columns - 1)];
+      UNROLL
+      for (int b = 0; b < B; ++b) other[b] = t.other + std::min(r + b, last - 1) * t.other_plane;
+      V c[E][B] = {};
+      for (int y = 0; y < height; ++y)
+        for (int x = 0; x < width; ++x)
+          for (int k = 0; k < LANES; k += WIDTH) {
+            const int64_t from = y * t.in_row + x * t.in_column + k;
+            const int64_t at = y * t.other_row + x * LANES + k;
+            V g[B];
+            UNROLL
+            for (int b = 0; b < B; ++b) g[b] = load(other[b] + at);
+            UNROLL
+            for (int i = 0; i < E; ++i) {
+              const V v = load(in[i] + from);
+              UNROLL
+              for (int b = 0; b < B; ++b) c[i][b] += g[b] * v;
+            }
+          }
+      for (int i = 0; i < std::min(E, columns - e); ++i) {
+        float sums[B] = {};
+        add_sums(c[i], B, sums);
+        for (int b = 0; b < std::min(B, last - r); ++b)
+          gradient[(int64_t)(r + b) * columns + e + i] += sums[b];
+      }
+    }
+}
 #endif
 
 typedef void (*TileFunction)(const Op&, const Tile&, int block, int first, int last);
@@ -395,6 +433,8 @@ static void convolve(const Op& op, const Element* in, const Element* other, Elem
   if (op.kind == GRADIENT) {
     t.other = other + position(op.other, 0, y0, x0) * LANES;
     t.other_row = (int64_t)op.other.pitch * LANES;
+    if (op.n_offsets)
+      return dense_gradient_tile(op, t, gradient, y1 - y0, x1 - x0, first, last);
     const auto run = GRADIENT_TILES.of[op.step_x <= 2 ? op.step_x : 0][y1 - y0][x1 - x0];
     for (int block = 0; block < op.blocks; ++block) run(op, t, gradient, block, first, last);
     return;

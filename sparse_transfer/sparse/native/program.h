@@ -4,7 +4,7 @@
 
 namespace sparse {
 
-constexpr int ABI = 3;  // counted up, here and in abi.py, when what is here or in the facts changes
+constexpr int ABI = 4;  // counted up, here and in abi.py, when what is here or in the facts changes
 
 #if defined(SPARSE_BF16)
 constexpr int TERMS = 2;   // inputs that one instruction multiplies by weights of their own
@@ -61,6 +61,12 @@ enum Kind : int32_t {
   JOIN,       // in -> out: such pixels of several items into the lanes of one
 };
 
+enum Turns : int32_t {  // whether an operation takes turns with that before it
+  NO_TURNS,
+  BY_ROWS,      // a row needs no more than the rows so far
+  BY_CHANNELS,  // a channel needs no more than the same channel
+};
+
 struct Op {
   int32_t kind, activation;
   Planes in, out, other;  // `other` is absent where it has no channels
@@ -72,7 +78,7 @@ struct Op {
   const int32_t* pointers;  // SPARSE, GRADIENT: blocks x (n_rows + 1), into entries
   const int32_t* channels;  // SPARSE, GRADIENT: output channel of each row
   const Weights* weights;   // DENSE: (n_rows / block_rows, n_offsets / TERMS, block_rows)
-  const int32_t* offsets;   // DENSE: of the columns; HALO: (n_moves, 3) from, to, permutation
+  const int32_t* offsets;   // DENSE, and GRADIENT of a dense matrix: of the columns; HALO: (n_moves, 3) from, to, permutation
   const void* permutations;     // HALO: (any, LANES) of Index: lane to take, or -1
   const float* bias;            // per output channel, or null
   const float* scale;           // POINTWISE: per channel, or null
@@ -91,9 +97,9 @@ struct Op {
   double* sums;          // per thread and channel: two
   int64_t sums_stride;
   float* state;          // of a norm: rows of `State`
-  const int32_t* order;  // WRITE_VALUES, COLLECT_GRADIENT: which weight every entry is
+  const int32_t* order;  // WRITE_VALUES (entries or weights), COLLECT_GRADIENT: which each is
   int32_t n_entries, n_copies;  // of the gradient or the sums: one for each thread
-  int32_t follows;  // whether a row needs no more than the rows so far of the operation before
+  int32_t follows;  // of `Turns`
 };
 
 // Operations that run one after the other for one item: `images` images. Where that is 0 they run

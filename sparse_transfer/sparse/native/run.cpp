@@ -152,12 +152,28 @@ void advance(const Op* op, int* done, const Place& place, int rows) {
   }
 }
 
+// Operations from `begin` to `end`, which treat every channel by itself: all of them for as many
+// channels as the cache holds, then for the next.
+void run_by_channels(const Op* begin, const Op* end, const Place& place) {
+  constexpr int64_t CACHE = 1 << 19;  // bytes
+  int64_t bytes = 0;                  // of a channel
+  for (const Op* op = begin; op < end; ++op)
+    for (const Planes* p : {&op->in, &op->out, &op->other})
+      if (p->channels) bytes += (int64_t)p->height * p->width * LANES * sizeof(Element);
+  const int all = width(*begin), together = std::max<int64_t>(1, CACHE / bytes);
+  for (int c = 0; c < all; c += together)
+    for (const Op* op = begin; op < end; ++op)
+      run_channels(*op, place, {0, height(*op)}, c, std::min(all, c + together));
+}
+
 // Operations from `begin` to `end` by one thread; those that follow one another take turns.
 void run_alone(const Op* begin, const Op* end, const Place& place) {
   for (const Op *op = begin, *next; op < end; op = next) {
     for (next = op + 1; next < end && next->follows;) ++next;
     if (next == op + 1) {
       run_all(*op, place);
+    } else if (op[1].follows == BY_CHANNELS) {
+      run_by_channels(op, next, place);
     } else {
       int step = 1;
       for (const Op* each = op; each < next; ++each) step = std::max(step, each->tile_height);
@@ -174,7 +190,8 @@ void run_alone(const Op* begin, const Op* end, const Place& place) {
 int row_at(const Op& op, int64_t part, int64_t whole) {
   if (part <= 0) return 0;
   if (part >= whole) return op.n_rows;
-  if (op.kind == DENSE) return part * pieces(op.n_rows, DENSE_ROWS) / whole * DENSE_ROWS;
+  if (const int group = op.kind == DENSE ? DENSE_ROWS : op.n_offsets ? GRADIENT_ROWS : 0)
+    return part * pieces(op.n_rows, group) / whole * group;
   const auto work = [&](int row) {
     int64_t sum = 4 * row;  // what a row costs without any, in entries
     for (int block = 0; block < op.blocks; ++block) {

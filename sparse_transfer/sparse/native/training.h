@@ -256,6 +256,11 @@ static void pool_gradient(const Op& op, const float* in, const float* other, flo
 
 // New weights, into the order in which they are streamed.
 static void write_values(const Op& op, const float* values, int first, int last) {
+  if (op.weights) {  // of a dense matrix
+    Weights* weights = const_cast<Weights*>(op.weights);
+    for (int i = first; i < last; ++i) weights[i] = values[op.order[i]];
+    return;
+  }
   Entry* entries = const_cast<Entry*>(op.entries);
   for (int i = first; i < last; ++i) entries[i].values = values[op.order[i]];
 }
