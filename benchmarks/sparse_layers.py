@@ -3,12 +3,12 @@
     OMP_NUM_THREADS=2 python benchmarks/sparse_layers.py [--sparsities .9] [--json out.json]
 
 Every layer gets and returns PyTorch tensors, so ours pays for the way into its layout and back
-(networks do not: benchmarks/sparse_inference.py; nor do most 1 × 1 layers). Per round everything
-runs once, in rotating order; a figure is the median over rounds of PyTorch's time / ours in the
-same round, PyTorch being the faster of NCHW and channels-last. The last column is the kernel alone,
-data in its layout, one thread: billions of useful floating-point operations a second. Outputs and
-gradients are compared with float64 on one image first. PASS: faster than SparseProp, forward and
-both.
+(networks do not: benchmarks/sparse_inference.py; nor do 1 × 1 layers of 56 and 28 px). Per round
+everything runs once, in rotating order; a figure is the median over rounds of PyTorch's time / ours
+in the same round, PyTorch being the faster of NCHW and channels-last. The last column is the kernel
+alone, data in its layout, one thread: billions of useful floating-point operations a second.
+Outputs and gradients are compared with float64 on one image first. PASS: faster than SparseProp,
+forward and both.
 
 SparseProp (arXiv 2302.04852) runs as the faster of its two kernels, by its own module. Its setup
 calls the `pip` and `python3` that come first on the PATH, so install it into an activated

@@ -5,7 +5,7 @@
 
 The second puts them between `<!-- sparse_inference -->` and `<!-- /sparse_inference -->` of a page;
 between `<!-- sparse_inference goals -->` and `<!-- /sparse_inference goals -->` go those with goals
-alone.
+that ask for more than not to be slower, those that are missed, and costs.
 Every table is headed by its machine. A cell is a median with its 95 % interval, the goal where
 there is one, and PASS or MISS; sparsity and MAC density are percentages.
 """
@@ -66,9 +66,10 @@ def inference(cells: Sequence[Cell]) -> Iterator[str]:
 
 
 def inference_goals(cells: Sequence[Cell]) -> Iterator[str]:
-    """What has a goal that asks for more than not to be slower, then costs."""
+    """What has a goal that asks for more than not to be slower, or is missed, then costs."""
     yield "### Inference, × best dense\n"
-    yield from goals(cell for cell in cells if "speedup" in cell and (cell["goal"] or 0) > 1)
+    timed = (cell for cell in cells if "speedup" in cell and cell["goal"] is not None)
+    yield from goals(cell for cell in timed if cell["goal"] > 1 or verdict(cell) == "MISS")
     yield from costs(cells)
 
 
@@ -193,7 +194,9 @@ def filled(page: str, kind: str, content: dict[str, Any]) -> str:
         start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         head, found, rest = page.partition(start)
         _, closed, tail = rest.partition(end)
-        if found and closed:
+        if found and not closed:
+            raise UserError(f"The page has a place for {name} without an end.", f"It lacks {end}.")
+        if found:
             page, is_found = "\n".join([head + start, *document(content, tables), end + tail]), True
     if not is_found:
         marks = " or ".join(f"<!-- {name} --> and <!-- /{name} -->" for name in places)

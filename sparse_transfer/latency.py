@@ -137,13 +137,13 @@ def medians(
     """Median seconds of a few interleaved calls, to choose the fastest by.
 
     Args:
-        repeats: rounds after one that is not counted; at least two, whatever they take.
+        repeats: rounds after one that is not counted; at least three, whatever they take.
         budget: seconds after which no further round begins.
     """
     seconds: dict[str, list[float]] = {name: [] for name in callables}
     began = time.perf_counter()
     for turn in range(1 + repeats):
-        if turn > 2 and time.perf_counter() - began > budget:
+        if turn > 3 and time.perf_counter() - began > budget:
             break
         for name, run in callables.items():
             seconds[name].append(_time(run, example))

@@ -258,6 +258,10 @@ def test_tables_take_the_place_of_older_ones(benchmark):
         )
         goal_table = once.partition("### Inference against")[0]
         assert [row for row in ("fast", "floor", "open") if f"| {row} |" in goal_table] == rows
+    missed = {**cells[1], "row": "slow", "goal": 9.0, "speedup": 0.5}
+    assert "| slow |" in "\n".join(tables.inference_goals([{**missed, "goal": 0.97}]))
+    with pytest.raises(UserError, match="without an end"):
+        tables.filled("<!-- sparse_inference -->", "sparse_inference", content)
     with pytest.raises(UserError, match="no place for sparse_training"):
         tables.filled(page, "sparse_training", {"machine": "m", "cells": []})
 

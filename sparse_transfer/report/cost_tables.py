@@ -106,12 +106,14 @@ def speedup_table(measured: pd.DataFrame, *, arm: str, held_fixed: str) -> Table
         )
     if part["is_constant"].any():
         notes.append(
-            "Where a model computes a constant, its outputs for different images do not differ: it "
-            "collapsed under its mask, its time says nothing, and no ratio is given."
+            "Where a model computes a constant (for one seed at least), its outputs for different "
+            "images do not differ: it collapsed under its mask, and its time says nothing."
         )
     cut = part[part["zero_layers"].gt(0) & ~part["is_constant"]]
     if len(cut):
-        names = dict.fromkeys(f"{row['method']} {row['sparsity']:.4g}" for row in records(cut))
+        names = dict.fromkeys(
+            f"{row['model']} {row['method']} {row['sparsity']:.4g}" for row in records(cut)
+        )
         notes.append(
             f"{', '.join(names)}: layers have no weight left, or a batch norm that multiplies by "
             "zero; whole branches may be skipped, and the time says little of other networks."

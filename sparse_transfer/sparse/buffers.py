@@ -45,7 +45,8 @@ class Buffer:
             return planes
         planes = self.layout.planes(self.at, -1 if self.is_own else self.layout.floats)
         planes.is_saved = self.is_saved
-        planes.tensor = -1 if self.tensor is None else self.tensor
+        if self.tensor is not None:
+            planes.tensor = self.tensor
         return planes
 
     @property

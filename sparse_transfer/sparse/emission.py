@@ -44,14 +44,16 @@ def convolve(
     rows = program.library.dense_rows
     if pattern.is_dense and pattern.shape[0] % rows == 0 and program.library.dtype == torch.float32:
         dense = PackedDense.of(pattern, values, axes, source.layout, rows)
+        tile = tiling.dense_tile(program.library, target.layout.block[1])
+        step, reach = (axes[0].stride, axes[1].stride), _reach(axes)
         program.dense(
             dense.weights,
             dense.offsets,
             source,
             target,
-            tile=tiling.dense_tile(program.library, target.layout.block[1]),
-            blocks=1,
-            step=(axes[0].stride, axes[1].stride),
+            tile=tile,
+            blocks=tiling.blocks(source.layout, tile, step, reach),
+            step=step,
             is_pointwise=is_pointwise(axes),
         )
         return dense
@@ -191,7 +193,10 @@ def _cut(
     tile = tile or tiling.tiles(library, count, step[1])[0]
     if pattern.groups == pattern.channels or library.dtype != torch.float32:
         return tile, 1  # every row reads one channel; or sums are not to be kept in 16 bits
-    reach = tuple(axis.dilation * (axis.kernel - 1) for axis in axes)
-    return tile, _blocks(
-        source, tile, step, (reach[0], reach[1]), len(pattern.out) / pattern.shape[0]
-    )
+    return tile, _blocks(source, tile, step, _reach(axes), len(pattern.out) / pattern.shape[0])
+
+
+def _reach(axes: tuple[Axis, Axis]) -> tuple[int, int]:
+    """Pixels beyond the first that a tap reads, in y and x."""
+    y, x = axes
+    return y.dilation * (y.kernel - 1), x.dilation * (x.kernel - 1)

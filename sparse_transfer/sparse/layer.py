@@ -1,8 +1,8 @@
 """One convolution or linear layer with sparse weights: forward and both gradients, as functions.
 
 Tensors come and go in PyTorch's layout, so a call pays for the way into the planes and back, which
-engine.py avoids between layers of a network. Convolutions of 1 × 1 work on the tensors as they lie,
-where these are contiguous and their vectors do not end in another channel.
+engine.py avoids between layers of a network. Convolutions of 1 × 1 work on contiguous tensors as
+they lie, where `layout.as_tensor` finds a layout for them.
 """
 
 from __future__ import annotations
@@ -109,6 +109,7 @@ class SparseConvolution:
     def forward(self, images: Tensor) -> Tensor:
         """(n, in, h, w) float32, any strides → (n, out, h', w')."""
         self._check_images(images)
+        images = _aligned(images)
         axes = self.axes(images.shape[2], images.shape[3])
         batch = images.shape[0]
         output = images.new_empty(batch, self.pattern.shape[0], axes[0].output, axes[1].output)
@@ -120,6 +121,7 @@ class SparseConvolution:
     def input_gradient(self, gradient: Tensor, image_size: tuple[int, int]) -> Tensor:
         """Gradient of the output (n, out, h', w') → that of the input (n, in, *image_size)."""
         axes = self._check_gradient(gradient, image_size)
+        gradient = _aligned(gradient)
         batch = gradient.shape[0]
         output = gradient.new_empty(batch, self.pattern.channels, *image_size)
         plan = self._plan("input", self._input_plan, axes, (gradient, output))
@@ -131,6 +133,7 @@ class SparseConvolution:
         """Input and gradient of the output → gradient of `values`, (non-zeros,) float32."""
         self._check_images(images)
         axes = self._check_gradient(gradient, (images.shape[2], images.shape[3]))
+        images, gradient = _aligned(images), _aligned(gradient)
         batch, threads = images.shape[0], torch.get_num_threads()
         if len(gradient) != batch:
             raise UserError(
@@ -194,7 +197,7 @@ class SparseConvolution:
         """Of the input and the output, where both can be used as they lie in the tensors."""
         if not emission.is_pointwise(axes) or self.library.dtype != torch.float32:
             return None
-        if any(not t.is_contiguous() or t.data_ptr() % ALIGNED for t in tensors):
+        if not all(tensor.is_contiguous() for tensor in tensors):
             return None
         source, target = (
             as_tensor(channels, (axes[0].size, axes[1].size), self.library.max_width)
@@ -310,6 +313,11 @@ class SparseLinear:
             _pixels(examples, "examples", self._convolution.pattern.channels),
             _pixels(gradient, "gradient", self._convolution.pattern.shape[0]),
         )
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """As torch allocates it, so that results do not depend on where the caller's memory begins."""
+    return tensor.clone() if tensor.data_ptr() % ALIGNED else tensor
 
 
 def _read(program: Program, layout: Layout, tensor: int) -> Buffer:

@@ -236,6 +236,7 @@ class Layout:
             images=self.grid.images,
             rows=self.grid.rows,
             columns=self.grid.columns,
+            tensor=-1,
         )
 
 

@@ -152,7 +152,7 @@ class Backward(Builder):
         home, axes = values.homes[node.name], node.axes
         assert axes is not None
         self.enter(home.grid.images)
-        reaches = max(axis.kernel for axis in axes) > 1
+        reaches = any(axis.kernel > 1 or axis.before or axis.after for axis in axes)
         source = self.get(node.source, values.reads[node.name], 0.0 if reaches else None)
         gradient = Buffer(home.with_halo(emission.backward_halo(axes, home.grid)))
         [(above, norm), *more] = self._parts[node.name]

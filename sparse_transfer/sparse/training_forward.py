@@ -133,7 +133,7 @@ class Forward(Builder):
 
     def _convolve(self, node: Node, target: Buffer) -> None:
         assert node.axes is not None
-        reaches = max(axis.kernel for axis in node.axes) > 1
+        reaches = any(axis.kernel > 1 or axis.before or axis.after for axis in node.axes)
         source = self.get(node.source, self.values.reads[node.name], 0.0 if reaches else None)
         weights = self.tables.weights[node.name]
         packed = emission.convolve(

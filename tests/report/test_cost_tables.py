@@ -63,7 +63,7 @@ def test_a_model_that_computes_a_constant_has_no_speedup_and_one_that_is_cut_a_n
     assert math.isnan(found.loc[0.98, "speedup"]) and found.loc[0.9, "speedup"] == 2.5
     table = cost_tables.speedup_table(found.reset_index(), arm="a", held_fixed="")
     constant, one_layer = table.notes
-    assert "collapsed under its mask" in constant and one_layer.startswith("gmp 0.9: layers")
+    assert "collapsed under its mask" in constant and one_layer.startswith("net gmp 0.9: layers")
 
 
 def test_the_accuracy_of_integers_stands_beside_their_time():

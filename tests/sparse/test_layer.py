@@ -144,6 +144,18 @@ def test_values_are_those_of_the_weight_in_its_order_and_can_be_replaced():
     assert layer.input_gradient(images, (1, 1)).flatten().tolist() == [70, 5]
 
 
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("out", "into", "kernel"), [(4, 3, 7), (8, 5, 3), (5, 3, 3), (12, 150, 1)])
+def test_layers_without_zeros_agree_with_float64(level, stride, out, into, kernel):
+    torch.manual_seed(0)
+    weight, pad = torch.randn(out, into, kernel, kernel), kernel // 2
+    layer = SparseConvolution(weight, stride=(stride,) * 2, padding=(pad,) * 2, level=level)
+    for batch, size in ((1, 23), (5, 12)):
+        apply = partial(functional.conv2d, stride=stride, padding=pad)
+        check_against_float64(layer, apply, weight, torch.randn(batch, into, size, size))
+
+
 def test_values_of_a_dense_matrix_can_be_replaced_too():
     weight, images = torch.randn(8, 3, 3, 3), torch.randn(2, 3, 9, 9)
     layer = SparseConvolution(torch.ones_like(weight))
@@ -172,20 +184,22 @@ def test_images_of_any_strides_are_read_as_they_lie():
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("size", [(8, 8), (28, 28), (56, 56), (3, 112), (16, 17)])
-@pytest.mark.parametrize(("batch", "groups"), [(1, 1), (5, 1), (2, 3)])
-def test_pointwise_layers_work_on_tensors_as_they_lie(level, size, batch, groups):
+@pytest.mark.parametrize(("batch", "out", "groups", "density"), [
+    (1, 9, 1, 0.3), (5, 9, 1, 0.3), (2, 9, 3, 0.3), (2, 8, 1, 1.0), (3, 9, 1, 1.0),
+])  # fmt: skip
+def test_pointwise_layers_work_on_tensors_as_they_lie(level, size, batch, out, groups, density):
     torch.manual_seed(0)
-    weight = sparse((9, 18 // groups, 1, 1), 0.3)
+    weight = sparse((out, 18 // groups, 1, 1), density)
     layer = SparseConvolution(weight, groups=groups, level=level)
     images = torch.randn(batch, 18, *size)
     calls = spied(layer)
     check_against_float64(layer, partial(functional.conv2d, groups=groups), weight, images)
     is_in_place = as_tensor(1, size, layer.library.max_width) is not None
     assert calls == ([1, 1, 1] if is_in_place else [3, 3, 3])  # operations of a plan
-    # neither aligned nor contiguous tensors can be used so, and all give the same
     expected, moved = layer.forward(images), torch.empty(images.numel() + 1)[1:].view_as(images)
-    for same in (moved.copy_(images), images.to(memory_format=torch.channels_last)):
-        torch.testing.assert_close(layer.forward(same), expected)
+    assert torch.equal(layer.forward(moved.copy_(images)), expected)  # not aligned: copied
+    other = images.to(memory_format=torch.channels_last)  # not contiguous: another plan
+    torch.testing.assert_close(layer.forward(other), expected)
 
 
 def spied(layer: SparseConvolution) -> list[int]:

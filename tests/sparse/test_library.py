@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 import subprocess
 from pathlib import Path
@@ -33,13 +34,27 @@ def test_a_level_that_the_cpu_lacks_is_refused(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("compiler", ["g++", "clang++", "aarch64-linux-gnu-g++"])
-def test_other_compilers_and_processors_take_the_portable_level(tmp_path: Path, compiler: str):
+@pytest.mark.parametrize(
+    ("compiler", "flags"),
+    [
+        ("g++", []),
+        ("aarch64-linux-gnu-g++", []),
+        ("clang++", []),
+        ("clang++", ["-march=x86-64-v3"]),
+        ("clang++", ["-march=x86-64-v4"]),
+        ("clang++", ["-march=x86-64-v4", "-mavx512bf16", "-DSPARSE_BF16"]),
+        ("clang++", ["-march=x86-64-v4", "-mavx512fp16", "-DSPARSE_FP16"]),
+    ],
+)
+def test_other_compilers_and_processors_take_the_kernels(tmp_path, compiler: str, flags: list[str]):
     if shutil.which(compiler) is None:
         pytest.skip(f"no {compiler} here")
+    if flags and platform.machine() != "x86_64":
+        pytest.skip(f"{flags} are for another processor")
     done = subprocess.run(
         [
-            compiler, "-std=c++17", "-O3", "-fopenmp", "-shared", "-fPIC", "-Wall", "-Wextra",
+            compiler, "-std=c++17", "-O3", "-fopenmp", "-fno-math-errno", "-fvisibility=hidden",
+            "-shared", "-fPIC", "-Wall", "-Wextra", *flags,
             Path(library.__file__).parent / "native" / "run.cpp", "-o", tmp_path / "kernels.so",
         ],
         capture_output=True, text=True, timeout=300,

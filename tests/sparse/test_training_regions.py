@@ -375,6 +375,18 @@ def test_dense_stems_and_shortcuts_stay_in_the_region():
     agree(sparse, fused, kept, model, images)
 
 
+def test_a_padded_convolution_of_one_pixel_reads_zeros_around_its_images():
+    """What is kept from step to step must not be read where no image is."""
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1, padding=1)]
+    model = lively(nn.Sequential(*layers, nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3)))
+    sparse, kept = masked(model)
+    images = torch.randn(3, 3, 13, 13)
+    fused = fuse(sparse, images)
+    [region] = [m for m in fused.modules() if isinstance(m, Region)]
+    assert sum(node.do == "convolve" for node in region.nodes) >= 2
+    agree(sparse, fused, kept, model, images)
+
+
 def test_second_derivatives_are_refused():
     sparse, _ = masked(lively(network("chain", nn.ReLU)))
     images = torch.randn(2, 3, 8, 8)

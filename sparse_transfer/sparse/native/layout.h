@@ -367,8 +367,9 @@ static void gather(const Element* const (&from)[LANES], int64_t from_plane, Elem
 #endif
 }
 
-// Every step-th pixel. `in` is the first item of the source; with another number of images per item it must lie in the
-// arena of the batch. `item` counts items of the destination, `images` those of them that exist.
+// Every step-th pixel. `in` is the first item of the source; with another number of images per item
+// it must lie in the arena of the batch. `item` counts items of the destination, `images` those of
+// them that exist.
 static void regrid(const Op& op, const Element* in, Element* out, int item, int images, int c0,
                    int c1) {
   if (regrid_blocks(op, in, out, item, images, c0, c1)) return;

@@ -78,7 +78,8 @@ struct Op {
   const int32_t* pointers;  // SPARSE, GRADIENT: blocks x (n_rows + 1), into entries
   const int32_t* channels;  // SPARSE, GRADIENT: output channel of each row
   const Weights* weights;   // DENSE: (n_rows / block_rows, n_offsets / TERMS, block_rows)
-  const int32_t* offsets;   // DENSE, and GRADIENT of a dense matrix: of the columns; HALO: (n_moves, 3) from, to, permutation
+  const int32_t* offsets;   // DENSE, and GRADIENT of a dense matrix: of the columns;
+                            // HALO: (n_moves, 3) from, to, permutation
   const void* permutations;     // HALO: (any, LANES) of Index: lane to take, or -1
   const float* bias;            // per output channel, or null
   const float* scale;           // POINTWISE: per channel, or null

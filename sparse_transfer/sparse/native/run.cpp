@@ -153,7 +153,7 @@ void advance(const Op* op, int* done, const Place& place, int rows) {
 }
 
 // Operations from `begin` to `end`, which treat every channel by itself: all of them for as many
-// channels as the cache holds, then for the next.
+// channels as fit the cache (counting a buffer each time it is named), then for the next.
 void run_by_channels(const Op* begin, const Op* end, const Place& place) {
   constexpr int64_t CACHE = 1 << 19;  // bytes
   int64_t bytes = 0;                  // of a channel
@@ -212,8 +212,9 @@ int row_at(const Op& op, int64_t part, int64_t whole) {
   return first;
 }
 
-// A thread's share of an operation. It is always the same one, from the first rows of pixels to the
-// last: what a thread reads is, for the most part, what it has written, and in its own cache.
+// A thread's share of an operation. It is always the same one, of convolutions, pools, activations
+// and halos from the first rows of pixels to the last, so that what a thread reads is, for the most
+// part, what it has written, and in its own cache; of the rest by channels.
 void run_share(const Op& op, const Place& place, int thread, int team) {
   const int64_t all = width(op);
   if (is_tiled(op)) {
