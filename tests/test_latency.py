@@ -155,7 +155,7 @@ def test_what_is_chosen_by_is_interleaved_and_without_the_first_round(monkeypatc
     assert "".join(clock.calls) == "abababab"
     clock.calls.clear()
     latency.medians(timed, IMAGE, repeats=50, budget=0)
-    assert "".join(clock.calls) == "ababab"
+    assert "".join(clock.calls) == "abababab"  # three rounds that count, whatever they take
 
 
 def test_an_unknown_reference_is_an_error():
