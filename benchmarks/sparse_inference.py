@@ -297,6 +297,8 @@ def main() -> int:
         if row.allocation in ("global", "as it comes") and options.weights is None:
             print("# left out: trained weights are looked for in --weights FOLDER")
             continue
+        if options.sparsities and not set(options.sparsities) & set(row.goals):
+            print(f"# left out: it is measured at {', '.join(f'{s:g}' for s in row.goals)}")
         for sparsity in options.sparsities or row.goals:
             if sparsity in row.goals:
                 key = {"row": row.label, "sparsity": sparsity, "repeats": options.repeats}

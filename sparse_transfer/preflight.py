@@ -59,7 +59,8 @@ def _merged(arms: dict[str, list[Problem]]) -> list[Problem]:
 
 
 def methods(experiment: config.Experiment, data_root: Path | None, cache: Path) -> list[Problem]:
-    """What `check` finds in methods, recipes and targets, where models and upstream data are here.
+    """What `check` finds in names of backends, and in methods, recipes and targets where models and
+    upstream data are here.
 
     What is not here is left out of a run and reported; these are errors of the experiment.
     """
@@ -69,6 +70,7 @@ def methods(experiment: config.Experiment, data_root: Path | None, cache: Path) 
     except UserError as error:
         return [("arms", error)]
     for arm in experiment.arms:
+        found += _misnamed(arm)
         upstream = None
         if arm.upstream.task is not None:
             try:
@@ -138,17 +140,25 @@ def _arm(arm: config.Arm, data_root: Path | None, cache: Path) -> Iterator[Probl
                 loop.check_schedule(profile, loop.total_steps(len(opened[ref].train), profile))
             except UserError as error:
                 yield f"{arm.name}, {mode} on {ref.name}", error
-    for name in arm.bench.backends if arm.bench else ():
-        try:
-            reason = plugins.load("backend", name)().available()
-        except UserError as error:
-            yield f"{arm.name}, bench", error
-            continue
+    yield from _misnamed(arm)
+    known = set(plugins.names("backend"))
+    for name in (n for n in (arm.bench.backends if arm.bench else ()) if n in known):
+        backend = plugins.load("backend", name)
+        reason = backend().available()
         has_images = arm.upstream.task is not None
-        if reason is None and not has_images and needs_images(plugins.load("backend", name)):
+        if reason is None and not has_images and needs_images(backend):
             reason = "It is calibrated on training images: name a task in `upstream.task`."
         if reason is not None:
             yield f"{arm.name}, bench", UserError(f"Backend {name} is not available.", reason)
+
+
+def _misnamed(arm: config.Arm) -> Iterator[Problem]:
+    """Backends that do not exist."""
+    for name in arm.bench.backends if arm.bench else ():
+        try:
+            plugins.path("backend", name)
+        except UserError as error:
+            yield f"{arm.name}, bench", error
 
 
 def _heads(

@@ -213,6 +213,13 @@ def test_a_warm_up_that_is_too_long(tmp_path: Path):
     assert where == "main, recipe" and "warm-up of 24 steps" in error
 
 
+def test_a_backend_that_does_not_exist_is_refused_before_anything_runs(tmp_path: Path):
+    where, error = the_problem(tmp_path, bench__backends=["dense", "spars"])
+    assert where == "main, bench" and "spars" in error and "sparse" in error
+    study = experiment(bench__backends=["dense", "spars"])
+    assert [found for found, _ in preflight.methods(study, None, tmp_path)] == [where]
+
+
 def test_an_average_where_zeros_come_and_go(tmp_path: Path):
     recipe = {"steps": 60, "ema": 0.9}
     where, error = the_problem(tmp_path, recipe=recipe, prune__methods=["l1"])

@@ -191,6 +191,14 @@ def compile(  # noqa: A001
         return _instead(plain, f"torch.fx cannot trace the model ({words})")
     with torch.inference_mode():
         checked = torch.linspace(0, len(example) - 1, min(CHECKED, len(example))).long()
+        try:
+            dense(example[checked])  # ShapeProp would print a traceback
+        except (RuntimeError, ValueError, AssertionError) as error:
+            raise UserError(
+                f"{type(model).__name__} cannot be run on the example, {tuple(example.shape)}.",
+                str(error).strip().partition("\n")[0],
+                "Pass images of the channels and the size that it takes.",
+            ) from error
         expected = ShapeProp(graph).propagate(example[checked])  # images do not know of each other
     types = [kind for kind in TYPES[dtype] if library.levels(kind)]
     types = types if tune else types[:1]

@@ -109,8 +109,8 @@ class SparseConvolution:
     def forward(self, images: Tensor) -> Tensor:
         """(n, in, h, w) float32, any strides → (n, out, h', w')."""
         self._check_images(images)
-        images = _aligned(images)
         axes = self.axes(images.shape[2], images.shape[3])
+        images = _aligned(images, axes)
         batch = images.shape[0]
         output = images.new_empty(batch, self.pattern.shape[0], axes[0].output, axes[1].output)
         plan = self._plan("forward", self._forward_plan, axes, (images, output))
@@ -121,7 +121,7 @@ class SparseConvolution:
     def input_gradient(self, gradient: Tensor, image_size: tuple[int, int]) -> Tensor:
         """Gradient of the output (n, out, h', w') → that of the input (n, in, *image_size)."""
         axes = self._check_gradient(gradient, image_size)
-        gradient = _aligned(gradient)
+        gradient = _aligned(gradient, axes)
         batch = gradient.shape[0]
         output = gradient.new_empty(batch, self.pattern.channels, *image_size)
         plan = self._plan("input", self._input_plan, axes, (gradient, output))
@@ -133,7 +133,7 @@ class SparseConvolution:
         """Input and gradient of the output → gradient of `values`, (non-zeros,) float32."""
         self._check_images(images)
         axes = self._check_gradient(gradient, (images.shape[2], images.shape[3]))
-        images, gradient = _aligned(images), _aligned(gradient)
+        images, gradient = _aligned(images, axes), _aligned(gradient, axes)
         batch, threads = images.shape[0], torch.get_num_threads()
         if len(gradient) != batch:
             raise UserError(
@@ -315,9 +315,11 @@ class SparseLinear:
         )
 
 
-def _aligned(tensor: Tensor) -> Tensor:
-    """As torch allocates it, so that results do not depend on where the caller's memory begins."""
-    return tensor.clone() if tensor.data_ptr() % ALIGNED else tensor
+def _aligned(tensor: Tensor, axes: tuple[Axis, Axis]) -> Tensor:
+    """As torch allocates it where it may be used as it lies: results shall not depend on where the
+    caller's memory begins."""
+    is_odd = emission.is_pointwise(axes) and tensor.data_ptr() % ALIGNED
+    return tensor.clone() if is_odd else tensor
 
 
 def _read(program: Program, layout: Layout, tensor: int) -> Buffer:

@@ -276,6 +276,7 @@ def test_what_cannot_be_compiled_is_refused():
     net, images = nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8)
     for model, example, words in (
         (nn.Conv2d(3, 4, 3).double(), images, "torch.float64"),
+        (net, images[:, :1], "cannot be run on the example"),
         (nn.Conv2d(3, 4, 3, device="meta"), images, "meta"),
         (net, images.double(), "compute in float32"),
         (net, images[0], "must be"),

@@ -12,6 +12,8 @@ import pytest
 from sparse_transfer.errors import UserError
 from sparse_transfer.sparse import library
 
+WIDE = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
+
 
 @pytest.mark.kernels
 def test_the_best_level_is_taken_and_a_lower_one_can_be_asked_for(monkeypatch):
@@ -41,9 +43,9 @@ def test_a_level_that_the_cpu_lacks_is_refused(monkeypatch):
         ("aarch64-linux-gnu-g++", []),
         ("clang++", []),
         ("clang++", ["-march=x86-64-v3"]),
-        ("clang++", ["-march=x86-64-v4"]),
-        ("clang++", ["-march=x86-64-v4", "-mavx512bf16", "-DSPARSE_BF16"]),
-        ("clang++", ["-march=x86-64-v4", "-mavx512fp16", "-DSPARSE_FP16"]),
+        ("clang++", WIDE),
+        ("clang++", [*WIDE, "-mavx512bf16", "-DSPARSE_BF16"]),
+        ("clang++", [*WIDE, "-mavx512fp16", "-DSPARSE_FP16"]),
     ],
 )
 def test_other_compilers_and_processors_take_the_kernels(tmp_path, compiler: str, flags: list[str]):
@@ -55,6 +57,7 @@ def test_other_compilers_and_processors_take_the_kernels(tmp_path, compiler: str
         [
             compiler, "-std=c++17", "-O3", "-fopenmp", "-fno-math-errno", "-fvisibility=hidden",
             "-shared", "-fPIC", "-Wall", "-Wextra", *flags,
+            "-Wno-pass-failed",  # clang says which loops it leaves rolled: slower, not wrong
             Path(library.__file__).parent / "native" / "run.cpp", "-o", tmp_path / "kernels.so",
         ],
         capture_output=True, text=True, timeout=300,
